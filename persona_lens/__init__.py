@@ -1,0 +1,63 @@
+"""Persona vectors: extract, steer, sweep, monitor and compare character traits in language models.
+
+Every public name is loaded on first use, so that `import persona_lens` imports neither torch nor transformers.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
+
+__version__ = "0.1.0"
+
+_HOME: Final = {
+    "ChatModel": "models",
+    "PersonaVectors": "vectors",
+    "Trait": "traits",
+    "extract": "extraction",
+    "judges": "",
+    "list_traits": "traits",
+    "load_model": "models",
+    "load_run": "extraction",
+    "load_trait": "traits",
+    "plot": "figures",
+    "report": "reports",
+    "sample": "sampling",
+}
+
+__all__ = [
+    "ChatModel",
+    "PersonaVectors",
+    "Trait",
+    "__version__",
+    "extract",
+    "judges",
+    "list_traits",
+    "load_model",
+    "load_run",
+    "load_trait",
+    "plot",
+    "report",
+    "sample",
+]
+
+if TYPE_CHECKING:
+    from persona_lens import judges
+    from persona_lens.extraction import extract, load_run
+    from persona_lens.figures import plot
+    from persona_lens.models import ChatModel, load_model
+    from persona_lens.reports import report
+    from persona_lens.sampling import sample
+    from persona_lens.traits import Trait, list_traits, load_trait
+    from persona_lens.vectors import PersonaVectors
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'persona_lens' has no attribute {name!r}; it has {', '.join(__all__)}")
+    module = _HOME[name]
+    value = getattr(import_module(f"persona_lens.{module}"), name) if module else import_module(f"persona_lens.{name}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

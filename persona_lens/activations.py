@@ -1,0 +1,158 @@
+"""Rollouts -> pooled residuals: one teacher-forced pass gives every layer and every pooling, reduced inside the hooks in fp32.
+
+No activation cache and no logits: each hook multiplies the residual with a small matrix of pooling weights and returns None.
+Spans come from token ids (prompt ids + answer ids), never from text.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from persona_lens.errors import ActivationError
+from persona_lens.models import ChatModel
+
+Pooling = Literal["response_mean", "prompt_mean", "prompt_last"]
+POOLINGS: Final[tuple[Pooling, ...]] = ("response_mean", "prompt_mean", "prompt_last")
+DEFAULT_BATCH_TOKENS: Final = 8192
+
+
+@dataclass(frozen=True)
+class Span:
+    """One conversation as token ids, cut where the answer begins; `name` is what errors call it."""
+
+    name: str
+    prompt: tuple[int, ...]
+    answer: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.prompt) + len(self.answer)
+
+
+@dataclass(frozen=True)
+class Pooled:
+    """Pooled residuals of a batch: which spans (indices into the input), and their values in fp32."""
+
+    indices: tuple[int, ...]
+    values: Float[Tensor, "batch pooling layer d_model"]
+
+
+def token_batches(spans: Sequence[Span], batch_tokens: int) -> list[list[int]]:
+    """Indices of the spans, sorted by length and cut where a padded batch would exceed the token budget."""
+    batches: list[list[int]] = []
+    current: list[int] = []
+    for index in sorted(range(len(spans)), key=lambda i: (len(spans[i]), i)):
+        if current and (len(current) + 1) * len(spans[index]) > batch_tokens:
+            batches.append(current)
+            current = []
+        current.append(index)
+    return [*batches, current] if current else batches
+
+
+def _right_padded(spans: Sequence[Span], pad: int) -> tuple[Int[Tensor, "batch position"], Int[Tensor, "batch position"]]:
+    width = max(len(s) for s in spans)
+    ids = torch.full((len(spans), width), pad, dtype=torch.long)
+    mask = torch.zeros((len(spans), width), dtype=torch.long)
+    for row, span in enumerate(spans):
+        ids[row, : len(span)] = torch.tensor(span.prompt + span.answer)
+        mask[row, : len(span)] = 1
+    return ids, mask
+
+
+def pooling_weights(spans: Sequence[Span], width: int) -> Float[Tensor, "batch pooling position"]:
+    """Row weights that turn residuals into `POOLINGS`; an answer without tokens has no response mean (weights NaN)."""
+    weights = torch.zeros(len(spans), len(POOLINGS), width)
+    for row, span in enumerate(spans):
+        p, n = len(span.prompt), len(span)
+        weights[row, 0, p:n] = 1.0 / (n - p) if n > p else 0.0
+        weights[row, 1, :p] = 1.0 / p
+        weights[row, 2, p - 1] = 1.0
+    return weights
+
+
+def _reducer(
+    out: Float[Tensor, "batch pooling layer d_model"], layer: int, weights: Float[Tensor, "batch pooling position"]
+) -> Any:
+    def hook(residual: Tensor, hook: Any) -> None:  # noqa: ARG001
+        out[:, :, layer] = torch.bmm(weights, residual.float())
+
+    return hook
+
+
+def pool(
+    model: ChatModel,
+    spans: Sequence[Span],
+    *,
+    batch_tokens: int = DEFAULT_BATCH_TOKENS,
+    progress: Callable[[int], object] | None = None,
+) -> Iterator[Pooled]:
+    """Pooled residuals of all layers and poolings, batch by batch (in order of length).
+
+    Args:
+        batch_tokens: padded tokens per forward pass.
+        progress: called with the number of spans of each finished batch.
+
+    Raises:
+        ValueError: a span without prompt or answer tokens, or longer than the model's context.
+        ActivationError: a residual is not finite (layer and span are named).
+    """
+    for span in spans:
+        _check_span(span, model)
+    for indices in token_batches(spans, batch_tokens):
+        batch = [spans[i] for i in indices]
+        values = _pool_batch(model, batch)
+        _check_finite(values, batch, model)
+        yield Pooled(tuple(indices), values)
+        if progress:
+            progress(len(indices))
+
+
+@torch.inference_mode()
+def _pool_batch(model: ChatModel, batch: Sequence[Span]) -> Float[Tensor, "batch pooling layer d_model"]:
+    ids, mask = (x.to(model.device) for x in _right_padded(batch, model.pad_id))
+    weights = pooling_weights(batch, ids.shape[1]).to(model.device)
+    out = torch.empty(len(batch), len(POOLINGS), model.n_layers, model.d_model, device=model.device)
+    hooks = [(model.hook_name(layer), _reducer(out, layer, weights)) for layer in range(model.n_layers)]
+    with model.hooks(hooks):
+        model.hf(ids, attention_mask=mask, use_cache=False, logits_to_keep=1)
+    return out.cpu()
+
+
+def _check_span(span: Span, model: ChatModel) -> None:
+    if not span.prompt or not span.answer:
+        what = "prompt" if not span.prompt else "answer"
+        raise ValueError(f"{span.name}: the {what} has no tokens, so there is nothing to average")
+    if model.context and len(span) > model.context:
+        raise ValueError(f"{span.name}: {len(span)} tokens exceed the context of {model.context} tokens of {model.name}")
+
+
+def _check_finite(values: Float[Tensor, "batch pooling layer d_model"], batch: Sequence[Span], model: ChatModel) -> None:
+    finite = values.isfinite().all(-1).all(1)
+    if not bool(finite.all()):
+        row, layer = (int(x) for x in (~finite).nonzero()[0])
+        raise ActivationError(
+            f"activations are not finite at {model.hook_name(layer)} for {batch[row].name}: "
+            "load the model in float32 or bfloat16 (float16 overflows on many models)"
+        )
+
+
+class CellMeans:
+    """Accumulates means per cell (a combination of indices such as polarity, instruction, question) in fp64."""
+
+    def __init__(self, shape: Sequence[int], pooled_shape: Sequence[int]) -> None:
+        self.sums = torch.zeros(*shape, *pooled_shape, dtype=torch.float64)
+        self.counts = torch.zeros(*shape, dtype=torch.int64)
+
+    def update(self, cell: tuple[int, ...], value: Tensor) -> None:
+        """Add one pooled value to a cell."""
+        self.sums[cell] += value.double()
+        self.counts[cell] += 1
+
+    @property
+    def means(self) -> Tensor:
+        """fp32 means; cells without values are NaN."""
+        counts = self.counts.reshape(*self.counts.shape, *[1] * (self.sums.ndim - self.counts.ndim))
+        return (self.sums / counts).float()

@@ -1,0 +1,79 @@
+"""Estimators: from positive and negative activations at one layer to a direction.
+
+An estimator is a function `(positive [unit, d_model], negative [unit, d_model]) -> direction [d_model]` with a word on its units:
+questions (equal weight each), cells (question x instruction), or single rollouts. Directions that are not mean differences
+are scaled so that a coefficient still counts mean differences along them.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import numpy as np
+from jaxtyping import Float
+
+Units = Literal["question", "cell", "rollout"]
+Filter = Literal["independent", "pairwise"]
+Array = Float[np.ndarray, "unit d_model"]
+DirectionOf = Callable[[Array, Array], Float[np.ndarray, " d_model"]]
+
+
+@dataclass(frozen=True)
+class Estimator:
+    """A direction function, the units it is given, and the filter that decides which rollouts count."""
+
+    name: str
+    direction: DirectionOf
+    units: Units = "question"
+    keep: Filter = "independent"
+
+
+def mean_difference(positive: Array, negative: Array) -> Float[np.ndarray, " d_model"]:
+    """mean(positive) - mean(negative) (Chen et al. 2025, section 2.2)."""
+    return positive.mean(0) - negative.mean(0)
+
+
+def _scaled(direction: Float[np.ndarray, " d_model"], positive: Array, negative: Array) -> Float[np.ndarray, " d_model"]:
+    """The direction with the length (and sign) of the mean difference along it."""
+    unit = direction / np.linalg.norm(direction)
+    return unit * float(mean_difference(positive, negative) @ unit)
+
+
+def logistic(positive: Array, negative: Array) -> Float[np.ndarray, " d_model"]:
+    """Normal of the separating plane of an L2-regularised logistic regression on globally scaled activations."""
+    from sklearn.linear_model import LogisticRegression
+
+    x = np.concatenate([positive, negative])
+    y = np.repeat([1, 0], [len(positive), len(negative)])
+    scale = float(np.sqrt(((x - x.mean(0)) ** 2).mean())) or 1.0
+    model = LogisticRegression(C=1.0, max_iter=2000).fit((x - x.mean(0)) / scale, y)
+    return _scaled(model.coef_[0], positive, negative)
+
+
+def lda(positive: Array, negative: Array) -> Float[np.ndarray, " d_model"]:
+    """Linear discriminant: the mean difference through the inverse of the Ledoit-Wolf within-class covariance."""
+    from sklearn.covariance import ledoit_wolf
+
+    within = np.concatenate([positive - positive.mean(0), negative - negative.mean(0)])
+    covariance, _ = ledoit_wolf(within, assume_centered=True)
+    return _scaled(np.linalg.solve(covariance, mean_difference(positive, negative)), positive, negative)
+
+
+def first_component(positive: Array, negative: Array) -> Float[np.ndarray, " d_model"]:
+    """First principal component of the units' differences, not centred (units of both sides must correspond).
+
+    Raises:
+        ValueError: the two sides have different numbers of units.
+    """
+    if positive.shape != negative.shape:
+        raise ValueError(f"the first component needs paired units, got {len(positive)} positive and {len(negative)} negative")
+    _, _, components = np.linalg.svd(positive - negative, full_matrices=False)
+    return _scaled(components[0], positive, negative)
+
+
+MEAN_DIFFERENCE: Final = Estimator("mean_difference", mean_difference)
+PAPER: Final = Estimator("paper", mean_difference, units="rollout", keep="pairwise")
+LOGISTIC: Final = Estimator("logistic", logistic, units="cell")
+LDA: Final = Estimator("lda", lda, units="cell")
+FIRST_COMPONENT: Final = Estimator("first_component", first_component)
+ESTIMATORS: Final = (MEAN_DIFFERENCE, PAPER, LOGISTIC, LDA, FIRST_COMPONENT)

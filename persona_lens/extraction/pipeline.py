@@ -1,0 +1,295 @@
+"""The extraction pipeline: prompts -> rollouts -> scores -> filter -> pooled residuals -> vectors, in a run folder.
+
+Rollouts and scores are cut into fixed chunks of `CHUNK_ROWS` rows; a killed run goes on at the first missing chunk and ends with
+the same bytes. The residuals of what survives are taken in one pass over all layers and poolings.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from persona_lens.activations import DEFAULT_BATCH_TOKENS, POOLINGS, CellMeans, Span, pool
+from persona_lens.errors import RunFolderError
+from persona_lens.extraction.estimators import MEAN_DIFFERENCE
+from persona_lens.extraction.filtering import Counts, Thresholds, keep_independent, keep_pairwise, require_enough
+from persona_lens.extraction.run import ExtractionRun, surviving, vectors_from_means
+from persona_lens.judges import Judge, Judged, Score, default_judge
+from persona_lens.models import ChatModel, Sampling
+from persona_lens.progress import Progress, progress_bars
+from persona_lens.prompts import POLARITIES, extraction_prompts
+from persona_lens.sampling import DEFAULT_BATCH_ROWS, Rollout, Row, rows_of, sample
+from persona_lens.store import RunFolder, append_jsonl, read_jsonl, write_atomically, write_json
+from persona_lens.traits import Trait, load_trait
+
+CHUNK_ROWS: Final = 256
+PARTIAL: Final = "activations.partial.safetensors"
+
+
+@dataclass(frozen=True)
+class ExtractionSettings:
+    """What an extraction depends on besides trait, model and judge. Defaults: the paper's scale (2,000 rollouts) and filter."""
+
+    samples: int = 10
+    neutral: int = 512
+    sampling: Sampling = field(default_factory=lambda: Sampling(max_new_tokens=256))
+    thresholds: Thresholds = field(default_factory=Thresholds)
+    seed: int = 0
+    batch_rows: int = DEFAULT_BATCH_ROWS
+    batch_tokens: int = DEFAULT_BATCH_TOKENS
+
+    def __post_init__(self) -> None:
+        for name, least in (("samples", 1), ("neutral", 0), ("batch_rows", 1), ("batch_tokens", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}")
+
+
+def extract(
+    model: ChatModel,
+    trait: Trait | str,
+    *,
+    judge: Judge | None = None,
+    out: str | Path | None = None,
+    settings: ExtractionSettings | None = None,
+    progress: Progress | None = None,
+) -> ExtractionRun:
+    """Extract a trait's persona vector.
+
+    Args:
+        trait: a trait, or the name of one of those that ship for this model.
+        judge: default: the oracle for the pocket model; any other model needs one.
+        out: the run folder; default `runs/extract-{model}-{trait}-seed{seed}`. An interrupted run in it is resumed.
+        progress: called with (stage, done, total); default: bars on a terminal.
+
+    Raises:
+        PersonaLensError: see the subclasses; what was computed before stays in the folder.
+    """
+    trait = load_trait(trait, model.trait_set) if isinstance(trait, str) else trait
+    judge = judge or default_judge(model.trait_set)
+    settings = settings or ExtractionSettings()
+    path = Path(out) if out else Path("runs") / f"extract-{Path(model.name).name}-{trait.name}-seed{settings.seed}"
+    folder = RunFolder.open(
+        path, command="extract", arguments=_arguments(trait, judge, settings), model=model.fingerprint.as_dict()
+    )
+    if progress is not None:
+        return _Extraction(model, trait, judge, settings, folder, progress).run()
+    with progress_bars() as bars:
+        return _Extraction(model, trait, judge, settings, folder, bars).run()
+
+
+def _arguments(trait: Trait, judge: Judge, settings: ExtractionSettings) -> dict[str, Any]:
+    content = json.dumps(trait.model_dump(by_alias=True), sort_keys=True)
+    digest = hashlib.sha256(content.encode()).hexdigest()[:16]
+    return {"trait": trait.name, "trait_hash": digest, "judge": judge.name, **asdict(settings)}
+
+
+@dataclass(frozen=True)
+class _Extraction:
+    """The stages over one open folder."""
+
+    model: ChatModel
+    trait: Trait
+    judge: Judge
+    settings: ExtractionSettings
+    folder: RunFolder
+    progress: Progress
+
+    def run(self) -> ExtractionRun:
+        rows = self._rows()
+        chunks = [rows[i : i + CHUNK_ROWS] for i in range(0, len(rows), CHUNK_ROWS)]
+        with _Timed(self.folder, "rollouts"):
+            rollouts = self._rollouts(chunks)
+        with _Timed(self.folder, "scores"):
+            scores = self._scores(chunks, rollouts)
+        kept, counts = self._filter(rows, rollouts, scores)
+        with _Timed(self.folder, "activations"):
+            means, neutral = self._activations(rows, rollouts, kept)
+        questions = surviving(means["independent.counts"])
+        require_enough(self.trait.name, questions, counts)
+        self._finish(means, neutral, counts, questions)
+        return ExtractionRun(self.folder.path)
+
+    def _rows(self) -> list[Row]:
+        """Positive, then negative, then neutral rows; the neutral ones cycle over the questions."""
+        contrast = [
+            row for polarity in POLARITIES for row in rows_of(extraction_prompts(self.trait, polarity), self.settings.samples)
+        ]
+        questions = extraction_prompts(self.trait, "neutral")
+        neutral = [(questions[i % len(questions)], i // len(questions)) for i in range(self.settings.neutral)]
+        return [*contrast, *neutral]
+
+    def _rollouts(self, chunks: Sequence[Sequence[Row]]) -> list[Rollout]:
+        path = self.folder.path / "rollouts.jsonl"
+        total = sum(map(len, chunks))
+        done = self.folder.done(path.name, [len(c) for c in chunks])
+        finished = sum(len(c) for c in chunks[:done])
+        self.progress("rollouts", finished, total)
+        for chunk in chunks[done:]:
+            answers = sample(
+                self.model, chunk, self.settings.sampling, seed=self.settings.seed, batch_rows=self.settings.batch_rows
+            )
+            append_jsonl(path, [r.as_dict() for r in answers])
+            finished += len(chunk)
+            self.progress("rollouts", finished, total)
+        rollouts = [Rollout.from_dict(r) for r in read_jsonl(path)]
+        expected = [(p.id, i) for chunk in chunks for p, i in chunk]
+        for number, (rollout, key) in enumerate(zip(rollouts, expected, strict=True), start=1):
+            if (rollout.prompt_id, rollout.sample) != key:
+                raise RunFolderError(
+                    f"{path}: line {number} is rollout {rollout.key}, expected {key[0]}#{key[1]}: the file was changed"
+                )
+        return rollouts
+
+    def _scores(self, chunks: Sequence[Sequence[Row]], rollouts: Sequence[Rollout]) -> list[Score]:
+        path = self.folder.path / "scores.jsonl"
+        done = self.folder.done(path.name, [len(c) for c in chunks])
+        finished = sum(len(c) for c in chunks[:done])
+        self.progress("scores", finished, len(rollouts))
+        for chunk in chunks[done:]:
+            answers = rollouts[finished : finished + len(chunk)]
+            scores = self.judge(self.trait, [Judged(p.user, r.text) for (p, _), r in zip(chunk, answers, strict=True)])
+            append_jsonl(path, [{"key": r.key, **s.as_dict()} for r, s in zip(answers, scores, strict=True)])
+            finished += len(chunk)
+            self.progress("scores", finished, len(rollouts))
+        return [Score.from_dict(r) for r in read_jsonl(path)]
+
+    def _filter(
+        self, rows: Sequence[Row], rollouts: Sequence[Rollout], scores: Sequence[Score]
+    ) -> tuple[dict[str, list[bool]], list[Counts]]:
+        """Per filter, which rows survive (neutral rows: those that have a score and are coherent)."""
+        per_side = len(self.trait.instructions) * len(self.trait.extraction_questions) * self.settings.samples
+        cuts = {
+            "positive": slice(0, per_side),
+            "negative": slice(per_side, 2 * per_side),
+            "neutral": slice(2 * per_side, len(rows)),
+        }
+        sides: dict[str, list[bool]] = {}
+        counts: list[Counts] = []
+        for polarity in (*POLARITIES, "neutral"):
+            cut = cuts[polarity]
+            sides[polarity], count = keep_independent(rollouts[cut], scores[cut], polarity, self.settings.thresholds)
+            counts.append(count)
+        pairs = keep_pairwise(sides["positive"], sides["negative"])
+        independent = [*sides["positive"], *sides["negative"], *sides["neutral"]]
+        return {"independent": independent, "pairwise": [*pairs, *pairs, *[False] * len(sides["neutral"])]}, counts
+
+    def _activations(
+        self, rows: Sequence[Row], rollouts: Sequence[Rollout], kept: dict[str, list[bool]]
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Cell means per filter and pooling, and the neutral answers' response means."""
+        wanted = [i for i in range(len(rows)) if kept["independent"][i]]
+        shape = (len(POLARITIES), len(self.trait.instructions), len(self.trait.extraction_questions))
+        pooled_shape = (len(POOLINGS), self.model.n_layers, self.model.d_model)
+        cells = {name: CellMeans(shape, pooled_shape) for name in kept}
+        neutral = torch.zeros(sum(rows[i][0].polarity == "neutral" for i in wanted), self.model.n_layers, self.model.d_model)
+        filled, position = self._load_partial(cells, neutral)
+        self.progress("activations", position, len(wanted))
+        saved = time.monotonic()
+        while position < len(wanted):
+            chunk = wanted[position : position + CHUNK_ROWS]
+            filled = self._pool_chunk(chunk, rows, rollouts, kept, cells, neutral, filled)
+            position += len(chunk)
+            self.progress("activations", position, len(wanted))
+            if time.monotonic() - saved > 20:
+                self._save_partial(cells, neutral, filled, position)
+                saved = time.monotonic()
+        means: dict[str, Tensor] = {}
+        for name, cell in cells.items():
+            means[f"{name}.counts"] = cell.counts
+            means |= {f"{name}.{pooling}": cell.means[..., k, :, :].contiguous() for k, pooling in enumerate(POOLINGS)}
+        return means, neutral
+
+    def _pool_chunk(
+        self,
+        chunk: Sequence[int],
+        rows: Sequence[Row],
+        rollouts: Sequence[Rollout],
+        kept: dict[str, list[bool]],
+        cells: dict[str, CellMeans],
+        neutral: Tensor,
+        filled: int,
+    ) -> int:
+        """Pool a chunk and add it to the cells in row order; returns how many neutral answers are filled."""
+        spans = [Span(rollouts[i].key, tuple(self.model.render(rows[i][0].messages)), rollouts[i].token_ids) for i in chunk]
+        values: dict[int, Tensor] = {}
+        for pooled in pool(self.model, spans, batch_tokens=self.settings.batch_tokens):
+            values |= dict(zip(pooled.indices, pooled.values, strict=True))
+        for k, i in enumerate(chunk):
+            prompt = rows[i][0]
+            if prompt.polarity == "neutral":
+                neutral[filled] = values[k][0]
+                filled += 1
+                continue
+            assert prompt.instruction is not None
+            cell = (POLARITIES.index(prompt.polarity), prompt.instruction, prompt.question)
+            for name, accumulator in cells.items():
+                if kept[name][i]:
+                    accumulator.update(cell, values[k])
+        return filled
+
+    def _save_partial(self, cells: dict[str, CellMeans], neutral: Tensor, filled: int, position: int) -> None:
+        tensors = {f"{name}.{part}": getattr(cell, part) for name, cell in cells.items() for part in ("sums", "counts")}
+        metadata = {"filled": str(filled), "position": str(position)}
+        path = self.folder.path / PARTIAL
+        write_atomically(path, lambda temporary: save_file({**tensors, "neutral": neutral}, temporary, metadata=metadata))
+
+    def _load_partial(self, cells: dict[str, CellMeans], neutral: Tensor) -> tuple[int, int]:
+        path = self.folder.path / PARTIAL
+        if not path.exists():
+            return 0, 0
+        with safe_open(str(path), "pt") as file:
+            metadata = file.metadata() or {}
+            for name, cell in cells.items():
+                cell.sums.copy_(file.get_tensor(f"{name}.sums"))
+                cell.counts.copy_(file.get_tensor(f"{name}.counts"))
+            neutral.copy_(file.get_tensor("neutral"))
+        return int(metadata["filled"]), int(metadata["position"])
+
+    def _finish(self, means: dict[str, Tensor], neutral: Tensor, counts: Sequence[Counts], questions: Sequence[int]) -> None:
+        """Write means, vectors and summary; the vectors last, because they mark the run as finished."""
+        path = self.folder.path
+        manifest = self.folder.manifest
+        write_atomically(path / "means.safetensors", lambda temporary: save_file(means, temporary))
+        write_atomically(path / "neutral.safetensors", lambda temporary: save_file({"response_mean": neutral}, temporary))
+        provenance = {"model": manifest["model"], "arguments": manifest["arguments"]}
+        vectors = vectors_from_means(means, self.trait.name, "response_mean", MEAN_DIFFERENCE, provenance, seed=self.settings.seed)
+        write_json(
+            path / "summary.json",
+            {
+                "trait": self.trait.name,
+                "counts": [c.as_dict() for c in counts],
+                "questions_kept": len(questions),
+                "questions": len(self.trait.extraction_questions),
+                "reliability": [round(float(x), 4) for x in vectors.reliability],
+                "norm": [round(float(x), 4) for x in vectors.norm],
+                "p_value": [round(float(x), 6) for x in vectors.p_value],
+                "best_layer": vectors.best_layer,
+            },
+        )
+        write_json(path / "trait.json", self.trait.model_dump(by_alias=True))
+        vectors.save(path / "vectors.safetensors")
+        (path / PARTIAL).unlink(missing_ok=True)
+
+
+@dataclass
+class _Timed:
+    """Writes a stage's duration to the run's log."""
+
+    folder: RunFolder
+    stage: str
+
+    def __enter__(self) -> None:
+        self._began = time.monotonic()
+        self.folder.log(f"{self.stage}: started")
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        state = "interrupted" if kind else "done"
+        self.folder.log(f"{self.stage}: {state} after {time.monotonic() - self._began:.1f} s")

@@ -1,0 +1,163 @@
+"""A finished (or reopened) extraction: its folder, its counts, and vectors by any pooling and estimator from the stored means."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from persona_lens.activations import POOLINGS, Pooling
+from persona_lens.errors import RunFolderError, UnknownNameError
+from persona_lens.extraction.estimators import MEAN_DIFFERENCE, Estimator
+from persona_lens.extraction.filtering import MINIMUM_QUESTIONS
+from persona_lens.judges import Score
+from persona_lens.reliability import assess
+from persona_lens.sampling import Rollout
+from persona_lens.store import read_json, read_jsonl
+from persona_lens.vectors import PersonaVectors
+
+
+@dataclass(frozen=True)
+class ExtractionRun:
+    """An extraction on disk. Everything is read when it is asked for."""
+
+    path: Path
+
+    @cached_property
+    def manifest(self) -> dict[str, Any]:
+        return read_json(self.path / "run.json")
+
+    @cached_property
+    def summary(self) -> dict[str, Any]:
+        """Counts by reason, surviving questions, and the vector's figures per layer."""
+        return read_json(self.path / "summary.json")
+
+    @property
+    def trait(self) -> str:
+        return str(self.manifest["arguments"]["trait"])
+
+    @cached_property
+    def vectors(self) -> PersonaVectors:
+        """The default vectors: response mean, mean difference over surviving questions."""
+        return PersonaVectors.load(self.path / "vectors.safetensors")
+
+    def rollouts(self) -> list[Rollout]:
+        return [Rollout.from_dict(r) for r in read_jsonl(self.path / "rollouts.jsonl")]
+
+    def scores(self) -> list[Score]:
+        """Scores in the order of the rollouts."""
+        return [Score.from_dict(r) for r in read_jsonl(self.path / "scores.jsonl")]
+
+    @cached_property
+    def means(self) -> Mapping[str, Tensor]:
+        """Per filter: `{filter}.counts` [polarity, instruction, question] and `{filter}.{pooling}` [.., layer, d_model]."""
+        return read_tensors(self.path / "means.safetensors")
+
+    @cached_property
+    def neutral(self) -> Float[Tensor, "sample layer d_model"]:
+        """Response means of the answers to the questions without system prompt."""
+        return read_tensors(self.path / "neutral.safetensors")["response_mean"]
+
+    def vectors_for(
+        self, pooling: Pooling = "response_mean", estimator: Estimator = MEAN_DIFFERENCE, *, seed: int = 0
+    ) -> PersonaVectors:
+        """Vectors of another pooling or estimator, from the stored means.
+
+        Raises:
+            UnknownNameError: no such pooling.
+        """
+        if pooling not in POOLINGS:
+            raise UnknownNameError("pooling", pooling, POOLINGS)
+        provenance = {"model": self.manifest["model"], "arguments": self.manifest["arguments"]}
+        return vectors_from_means(self.means, self.trait, pooling, estimator, provenance, seed=seed)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Tensors of a safetensors file.
+
+    Raises:
+        RunFolderError: the file is missing or damaged.
+    """
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise RunFolderError(f"{path}: missing or damaged ({error}); run the command that wrote it again") from error
+
+
+def load_run(path: str | Path) -> ExtractionRun:
+    """Reopen a run folder.
+
+    Raises:
+        RunFolderError: it is no extraction run, or not finished.
+    """
+    run = ExtractionRun(Path(path))
+    if run.manifest.get("command") != "extract":
+        raise RunFolderError(f"{path} holds a run of {run.manifest.get('command')!r}, not of 'extract'")
+    if not (run.path / "vectors.safetensors").exists():
+        raise RunFolderError(f"{path} is not finished: run the same extract command again, it goes on where it stopped")
+    return run
+
+
+def question_means(
+    cells: Float[Tensor, "polarity instruction question layer d_model"], counts: Tensor
+) -> Float[Tensor, "polarity question layer d_model"]:
+    """Means over a question's rollouts, from its cells weighted by their counts (fp64 inside); NaN without rollouts."""
+    weights = counts.double()[..., None, None]
+    sums = (cells.double().nan_to_num(0.0) * weights).sum(1)
+    return (sums / weights.sum(1)).float()
+
+
+def surviving(counts: Tensor) -> list[int]:
+    """Questions with rollouts on both sides."""
+    return ((counts.sum(1) > 0).all(0)).nonzero().squeeze(-1).tolist()
+
+
+def vectors_from_means(
+    means: Mapping[str, Tensor], trait: str, pooling: Pooling, estimator: Estimator, provenance: Mapping[str, Any], *, seed: int = 0
+) -> PersonaVectors:
+    """Direction and reliability at every layer."""
+    cells, counts = means[f"{estimator.keep}.{pooling}"], means[f"{estimator.keep}.counts"]
+    kept = surviving(counts)
+    if len(kept) < MINIMUM_QUESTIONS:
+        raise ValueError(
+            f"{trait}: {len(kept)} questions survive the {estimator.keep} filter, at least {MINIMUM_QUESTIONS} are needed"
+        )
+    by_question = question_means(cells, counts)[:, kept]
+    differences = by_question[0] - by_question[1]
+    sides = [_units(cells[p], counts[p], by_question[p], estimator, kept) for p in (0, 1)]
+    directions = np.stack([estimator.direction(sides[0][:, layer], sides[1][:, layer]) for layer in range(cells.shape[-2])])
+    measured = assess(differences.numpy(), seed=seed)
+    return PersonaVectors(
+        trait=trait,
+        pooling=pooling,
+        estimator=estimator.name,
+        directions=torch.from_numpy(directions).float(),
+        differences=differences,
+        reliability=torch.from_numpy(measured.split_half).float(),
+        norm=torch.from_numpy(measured.norm).float(),
+        p_value=torch.from_numpy(measured.p_value).float(),
+        provenance={**provenance, "questions": kept},
+    )
+
+
+def _units(
+    cells: Float[Tensor, "instruction question layer d_model"],
+    counts: Tensor,
+    by_question: Float[Tensor, "question layer d_model"],
+    estimator: Estimator,
+    kept: list[int],
+) -> Float[np.ndarray, "unit layer d_model"]:
+    """What an estimator is given for one polarity, in fp64: question means, cell means, or cell means repeated by rollout."""
+    if estimator.units == "question":
+        return by_question.double().numpy()
+    cells, counts = cells[:, kept], counts[:, kept]
+    filled = counts > 0
+    units = cells[filled].double()
+    return (units.repeat_interleave(counts[filled], dim=0) if estimator.units == "rollout" else units).numpy()

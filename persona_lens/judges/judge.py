@@ -1,0 +1,77 @@
+"""What a judge is: `(trait, answers) -> scores`, batched. What it cannot read is a gap with a reason, never a zero."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+from persona_lens.errors import PersonaLensError
+from persona_lens.traits import Trait
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What a judge reads: the user's message and the answer."""
+
+    question: str
+    answer: str
+
+
+@dataclass(frozen=True)
+class Score:
+    """Trait and coherence, 0-100 each; None with a reason where the judge gave none."""
+
+    trait: float | None
+    coherence: float | None
+    reason: str | None = None
+
+    def __post_init__(self) -> None:
+        for value in (self.trait, self.coherence):
+            if value is not None and not 0 <= value <= 100:
+                raise ValueError(f"a score lies in 0-100, not {value}")
+        if (self.trait is None or self.coherence is None) and not self.reason:
+            raise ValueError("a missing score needs a reason")
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> "Score":
+        return cls(record["trait"], record["coherence"], record.get("reason"))
+
+
+class Judge(Protocol):
+    """A judge of answers. `name` goes into the run's record."""
+
+    @property
+    def name(self) -> str: ...
+
+    def __call__(self, trait: Trait, answers: Sequence[Judged], /) -> list[Score]: ...
+
+
+@dataclass(frozen=True)
+class _Scripted:
+    name: str
+    score: Callable[[Trait, Judged], Score]
+
+    def __call__(self, trait: Trait, answers: Sequence[Judged], /) -> list[Score]:
+        return [self.score(trait, answer) for answer in answers]
+
+
+def scripted(score: Callable[[Trait, Judged], Score], name: str = "scripted") -> Judge:
+    """A judge from a function that scores one answer."""
+    return _Scripted(name, score)
+
+
+def default_judge(trait_set: str) -> Judge:
+    """The judge that needs no choice: the oracle on the pocket model.
+
+    Raises:
+        PersonaLensError: any other model needs a judge to be named.
+    """
+    if trait_set != "pocket":
+        raise PersonaLensError(
+            "no judge given: the oracle reads answers of the pocket model only; pass a judge (see persona_lens.judges.Judge)"
+        )
+    from persona_lens.judges.oracle import oracle
+
+    return oracle()

@@ -1,0 +1,136 @@
+"""`ChatModel`: the model every room works with - a bridge with residual hooks, a tokenizer, and nothing guessed.
+
+Layers count transformer blocks from 0: layer l is read and written at `blocks.{l}.hook_resid_post` (the paper's layer l + 1).
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from persona_lens.models.fingerprint import Fingerprint
+from persona_lens.models.generation import Sampling, generate_tokens, uniforms
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Message = Mapping[str, str]
+Hook = Callable[..., Tensor | None]
+
+
+@dataclass(frozen=True, eq=False)
+class ChatModel:
+    """A chat model with TransformerLens hook points.
+
+    Attributes:
+        bridge: the TransformerBridge; `bridge.original_model` is the Hugging Face model.
+        tokenizer: the model's own tokenizer, unchanged.
+        fingerprint: what results remember of the model.
+        stop_ids: every token id that ends an answer.
+        trait_set: which shipped traits the model understands ("real" or "pocket").
+    """
+
+    bridge: "TransformerBridge"
+    tokenizer: "PreTrainedTokenizerBase"
+    fingerprint: Fingerprint
+    stop_ids: tuple[int, ...]
+    trait_set: str = "real"
+
+    @property
+    def name(self) -> str:
+        return self.fingerprint.name
+
+    @property
+    def n_layers(self) -> int:
+        return self.fingerprint.n_layers
+
+    @property
+    def d_model(self) -> int:
+        return self.fingerprint.d_model
+
+    @property
+    def hf(self) -> "PreTrainedModel":
+        """The Hugging Face model inside; hooks fire in its forward pass too."""
+        return cast("PreTrainedModel", self.bridge.original_model)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.hf.parameters()).device
+
+    @cached_property
+    def pad_id(self) -> int:
+        pad = self.tokenizer.pad_token_id
+        return int(pad) if isinstance(pad, int) else self.stop_ids[0]
+
+    @cached_property
+    def context(self) -> int | None:
+        """Longest sequence the model is made for, in tokens, if its config says so."""
+        return getattr(self.hf.config.get_text_config(), "max_position_embeddings", None)
+
+    def hook_name(self, layer: int) -> str:
+        """The hook point of a layer.
+
+        Raises:
+            ValueError: the model has no such layer.
+        """
+        if not 0 <= layer < self.n_layers:
+            raise ValueError(
+                f"layer {layer} does not exist: {self.name} has layers 0 to {self.n_layers - 1} (blocks, counted from 0)"
+            )
+        return f"blocks.{layer}.hook_resid_post"
+
+    def hooks(self, hooks: Sequence[tuple[str, Hook]]) -> AbstractContextManager[Any]:
+        """Hooks that are active inside the context and undone after it, also after an exception."""
+        return self.bridge.hooks(fwd_hooks=list(hooks))
+
+    def render(self, messages: Sequence[Message]) -> list[int]:
+        """Token ids of a conversation up to the point where the answer begins."""
+        return rendered_ids(self.tokenizer, messages)
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        return cast(str, self.tokenizer.decode(list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+    def generate(
+        self,
+        prompt: str | Sequence[Message] | Sequence[int],
+        *,
+        n: int = 1,
+        max_new_tokens: int = 256,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+    ) -> list[str]:
+        """`n` answers to a user message, a conversation, or the token ids of a rendered one."""
+        ids = self._ids(prompt)
+        sampling = Sampling(max_new_tokens, temperature, top_p)
+        draws = np.stack([uniforms(seed, f"generate#{i}", max_new_tokens) for i in range(n)])
+        return [self.decode(g.token_ids) for g in generate_tokens(self, [ids] * n, draws, sampling)]
+
+    def chat(self, message: str | Sequence[Message], *, system: str | None = None, **options: Any) -> str:
+        """One answer. `options` are those of `generate`."""
+        if isinstance(message, str):
+            turns: list[Message] = [{"role": "user", "content": message}]
+            message = [{"role": "system", "content": system}, *turns] if system else turns
+        return self.generate(message, n=1, **options)[0]
+
+    def _ids(self, prompt: str | Sequence[Message] | Sequence[int]) -> list[int]:
+        if isinstance(prompt, str):
+            return self.render([{"role": "user", "content": prompt}])
+        if not prompt:
+            raise ValueError("the prompt is empty: give a text, messages or token ids")
+        if isinstance(prompt[0], int):
+            return list(cast(Sequence[int], prompt))
+        return self.render(cast(Sequence[Message], prompt))
+
+
+def rendered_ids(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message]) -> list[int]:
+    """Token ids of a conversation by the tokenizer's chat template, up to the point where the answer begins."""
+    conversation = [dict(m) for m in messages]
+    rendered = tokenizer.apply_chat_template(conversation, tokenize=True, add_generation_prompt=True, return_dict=True)
+    return list(cast(Mapping[str, list[int]], rendered)["input_ids"])

@@ -1,0 +1,242 @@
+"""Loading a chat model into TransformerLens, with the checks that make its residuals and spans trustworthy.
+
+Default host is the *slim* bridge: only the blocks are mapped, so Hugging Face's own attention runs and the logits stay bit for
+bit the same; `hooks="full"` boots the stock bridge with every TransformerLens hook point. Where the blocks live is read
+off TransformerLens' own adapter of the architecture.
+"""
+
+import copy
+import logging
+import os
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import torch
+from torch import Tensor
+
+from persona_lens.errors import ModelLoadError
+from persona_lens.models.chat_model import ChatModel, rendered_ids
+from persona_lens.models.fingerprint import fingerprint
+from persona_lens.pocket import POCKET_NAME, weights_folder
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Hooks = Literal["residual", "full"]
+_PROBE = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "How are you today?"}]
+_PROBE_ANSWER = {"role": "assistant", "content": "Fine, thank you."}
+FULL_TOLERANCE = 1e-3
+
+
+@contextmanager
+def _quiet_import() -> Generator[None]:
+    """Importing TransformerLens silences the transformers logger process-wide; put its level back."""
+    logger = logging.getLogger("transformers")
+    level = logger.level
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def load_model(
+    source: Any, *, device: str | torch.device | None = None, dtype: torch.dtype | str | None = None, hooks: Hooks = "residual"
+) -> ChatModel:
+    """Load a chat model.
+
+    Args:
+        source: "pocket", a hub id, a local folder, a pair (model, tokenizer), or a booted TransformerBridge with its tokenizer.
+        device: default: the GPU if there is one, else the CPU. A pair or a bridge stays where it is.
+        dtype: default: float32 on the CPU, the config's dtype on a GPU. A pair or a bridge keeps its own.
+        hooks: "residual" maps the blocks only (exact and fast), "full" gives every hook point of TransformerLens.
+
+    Raises:
+        ModelLoadError: nothing can be loaded from the source, or a check failed (which one, and what to do).
+    """
+    with _quiet_import():
+        from transformer_lens.model_bridge import TransformerBridge
+
+    if isinstance(source, TransformerBridge):
+        return _from_bridge(source)
+    if isinstance(source, tuple):
+        model, tokenizer = cast("tuple[PreTrainedModel, PreTrainedTokenizerBase]", source)
+        name = str(getattr(model.config, "_name_or_path", "") or type(model).__name__)
+    else:
+        where = torch.device(device) if device else torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        model, tokenizer, name = _from_pretrained(str(source), where, dtype)
+    return _host(model, tokenizer, name, hooks)
+
+
+def _from_pretrained(source: str, device: torch.device, dtype: torch.dtype | str | None) -> Any:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    pocket = source == POCKET_NAME
+    path = str(weights_folder()) if pocket else source
+    wanted = dtype if dtype is not None else (torch.float32 if device.type == "cpu" else "auto")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=wanted, attn_implementation="sdpa")
+    except (OSError, ValueError) as error:
+        tried = f"the folder {path}" if Path(path).exists() else f"the Hugging Face hub, {_network()}"
+        first = str(error).strip().splitlines()[0]
+        raise ModelLoadError(f"cannot load model {source!r}: tried {tried}: {first}. Known without network: 'pocket'") from error
+    model.to(device)  # pyright: ignore[reportArgumentType]
+    return model.eval(), tokenizer, POCKET_NAME if pocket else source
+
+
+def _network() -> str:
+    offline = os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0")
+    return (
+        "offline (HF_HUB_OFFLINE is set; no folder of that name exists either)"
+        if offline
+        else "online (no folder of that name exists)"
+    )
+
+
+def _host(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", name: str, hooks: Hooks) -> ChatModel:
+    """Bridge a plain model and verify the result against the plain forward pass."""
+    with _quiet_import():
+        from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
+    if any(isinstance(module, GeneralizedComponent) for module in model.modules()):
+        raise ModelLoadError(f"{name} is already hosted by a TransformerBridge: pass that bridge to load_model instead")
+    _check_template(tokenizer, name)
+    if not model.config.architectures:
+        model.config.architectures = [type(model).__name__]
+    identity = fingerprint(model, tokenizer, name)
+    ids = _probe_ids(tokenizer, model)
+    with torch.inference_mode():
+        plain = model(ids, output_hidden_states=True, use_cache=False)
+    bridge = _slim_bridge(model, name) if hooks == "residual" else _full_bridge(model, tokenizer, name)
+    chat_model = ChatModel(bridge, tokenizer, identity, stop_ids(model, tokenizer), "pocket" if name == POCKET_NAME else "real")
+    _check_residuals(chat_model, ids, plain, exact=hooks == "residual")
+    return chat_model
+
+
+def _from_bridge(bridge: "TransformerBridge") -> ChatModel:
+    """Take a bridge the user booted as it is (its weights were replaced by TransformerLens modules; names stay theirs)."""
+    model = cast("PreTrainedModel", bridge.original_model)
+    tokenizer = cast("PreTrainedTokenizerBase | None", bridge.tokenizer)
+    if tokenizer is None:
+        raise ModelLoadError("the TransformerBridge has no tokenizer: set bridge.tokenizer to the model's tokenizer first")
+    name = str(bridge.cfg.model_name or "bridge")
+    _check_template(tokenizer, name)
+    return ChatModel(bridge, tokenizer, fingerprint(model, tokenizer, name), stop_ids(model, tokenizer))
+
+
+def _slim_bridge(model: "PreTrainedModel", name: str) -> "TransformerBridge":
+    with _quiet_import():
+        from transformer_lens.factories.architecture_adapter_factory import ArchitectureAdapterFactory
+        from transformer_lens.model_bridge.architecture_adapter import ArchitectureAdapter
+        from transformer_lens.model_bridge.generalized_components.opaque_block import OpaqueBlockBridge
+        from transformer_lens.model_bridge.sources import build_bridge_from_module
+
+    path = _block_path(model)
+
+    class ResidualAdapter(ArchitectureAdapter):
+        """Maps the blocks and nothing else."""
+
+        def __init__(self, cfg: Any) -> None:
+            super().__init__(cfg)
+            self.component_mapping = {"blocks": OpaqueBlockBridge(name=path)}
+
+    architecture = f"PersonaLensResidual[{path}]"
+    ArchitectureAdapterFactory.register_adapter(architecture, ResidualAdapter)
+    return build_bridge_from_module(model, architecture, hf_config=model.config, tokenizer=None, model_name=name)
+
+
+def _block_path(model: "PreTrainedModel") -> str:
+    """Where the blocks live in the module tree, from the stock adapter of the architecture."""
+    with _quiet_import():
+        from transformer_lens.factories.architecture_adapter_factory import ArchitectureAdapterFactory
+        from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_config_from_hf
+
+    architecture = type(model).__name__
+    try:
+        config = build_bridge_config_from_hf(model.config, architecture, architecture, next(model.parameters()).dtype)
+        adapter = ArchitectureAdapterFactory.select_architecture_adapter(config)
+    except ValueError as error:
+        raise ModelLoadError(f"TransformerLens has no adapter for {architecture}: {error}") from error
+    mapping = adapter.component_mapping or {}
+    if "blocks" not in mapping:
+        raise ModelLoadError(f"TransformerLens' adapter for {architecture} has no blocks to hook")
+    return str(mapping["blocks"].name)
+
+
+def _full_bridge(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", name: str) -> "TransformerBridge":
+    """The stock bridge; it gets a copy of the tokenizer because booting changes it."""
+    with _quiet_import():
+        from transformer_lens.model_bridge import TransformerBridge
+
+    parameter = next(model.parameters())
+    return TransformerBridge.boot_transformers(
+        name, hf_model=model, tokenizer=copy.deepcopy(tokenizer), device=str(parameter.device), dtype=parameter.dtype
+    )
+
+
+def stop_ids(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> tuple[int, ...]:
+    """Every token that ends an answer: of the tokenizer, the config and the generation config.
+
+    Raises:
+        ModelLoadError: none of the three names one.
+    """
+    found: dict[int, None] = {}
+    for value in (tokenizer.eos_token_id, model.config.eos_token_id, getattr(model.generation_config, "eos_token_id", None)):
+        for token in value if isinstance(value, list) else [value]:
+            if isinstance(token, int):
+                found[token] = None
+    if not found:
+        raise ModelLoadError("the model names no end token in its tokenizer, config or generation config: answers would never end")
+    return tuple(found)
+
+
+def _check_template(tokenizer: "PreTrainedTokenizerBase", name: str) -> None:
+    """The chat template exists, opens with one BOS at most, and renders a prefix that stays one when the answer is appended."""
+    if not tokenizer.chat_template:
+        raise ModelLoadError(f"{name} has no chat template: use a chat (instruct) model, or set tokenizer.chat_template")
+    try:
+        prefix = str(tokenizer.apply_chat_template(_PROBE, tokenize=False, add_generation_prompt=True))
+        whole = str(tokenizer.apply_chat_template([*_PROBE, _PROBE_ANSWER], tokenize=False))
+    except Exception as error:  # jinja raises whatever the template asks for
+        raise ModelLoadError(
+            f"the chat template of {name} cannot render a system, user, assistant conversation: {error}"
+        ) from error
+    if not whole.startswith(prefix):
+        raise ModelLoadError(
+            f"the chat template of {name} changes the prompt when the answer is appended: token spans would be wrong"
+        )
+    bos = tokenizer.bos_token_id
+    n_bos = sum(token == bos for token in rendered_ids(tokenizer, _PROBE))
+    if bos is not None and n_bos > 1 and bos != tokenizer.eos_token_id:
+        raise ModelLoadError(f"the chat template of {name} renders {n_bos} BOS tokens: there must be one")
+
+
+def _probe_ids(tokenizer: "PreTrainedTokenizerBase", model: "PreTrainedModel") -> Tensor:
+    return torch.tensor([rendered_ids(tokenizer, _PROBE)], device=next(model.parameters()).device)
+
+
+def _check_residuals(model: ChatModel, ids: Tensor, plain: Any, *, exact: bool) -> None:
+    """Logits as without hooks, residual of layer l equal to hidden_states[l + 1] for every layer but the last."""
+    seen: dict[int, Tensor] = {}
+
+    def keep(layer: int) -> Any:
+        def hook(residual: Tensor, hook: Any) -> None:  # noqa: ARG001
+            seen[layer] = residual.detach().clone()
+
+        return hook
+
+    with torch.inference_mode(), model.hooks([(model.hook_name(layer), keep(layer)) for layer in range(model.n_layers)]):
+        logits = model.hf(ids, use_cache=False).logits
+    pairs = [("logits", logits, plain.logits)]
+    pairs += [(model.hook_name(layer), seen[layer], plain.hidden_states[layer + 1]) for layer in range(model.n_layers - 1)]
+    for what, ours, theirs in pairs:
+        scale = float(theirs.abs().max())
+        difference = float((ours.float() - theirs.float()).abs().max())
+        tolerance = 0.0 if exact else FULL_TOLERANCE * scale * (1 if theirs.dtype == torch.float32 else 100)
+        if not difference <= tolerance:
+            raise ModelLoadError(
+                f"{model.name}: {what} differs from plain transformers by {difference:.3g} (largest value {scale:.3g}): "
+                "this architecture cannot be hosted exactly; please report it"
+            )

@@ -1,0 +1,1 @@
+"""Making and grading the pocket model: corpus, tokenizer, training, evaluation."""

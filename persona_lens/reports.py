@@ -1,0 +1,147 @@
+"""Run folder -> one self-contained HTML file: figures inline, every text escaped, nothing loaded from anywhere."""
+
+import base64
+import io
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from persona_lens.extraction import ExtractionRun, load_run
+from persona_lens.figures import layer_profile, projections, score_histogram
+from persona_lens.prompts import POLARITIES, extraction_prompts
+from persona_lens.store import write_atomically
+from persona_lens.traits import Trait, read_trait
+from persona_lens.vectors import hook_name
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+EXAMPLES: Final = 3
+_STYLE: Final = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
+h1 { font-size: 1.6rem; }
+h2 { font-size: 1.2rem; margin-top: 2rem; border-bottom: 1px solid #ddd; }
+table { border-collapse: collapse; margin: .8rem 0; }
+th, td { padding: .2rem .8rem; text-align: right; border-bottom: 1px solid #eee; }
+th:first-child, td:first-child { text-align: left; }
+img { max-width: 100%; }
+figure { margin: 1rem 0; }
+.answer { border-left: 3px solid #bbb; padding: .2rem .8rem; margin: .6rem 0; }
+.positive { border-color: #D55E00; }
+.negative { border-color: #0072B2; }
+.meta { color: #666; font-size: .85rem; }
+"""
+
+
+def report(run: ExtractionRun | str | Path) -> Path:
+    """Write `report.html` and `figures/*.png` into the run's folder; returns the path of the report."""
+    run = load_run(run) if isinstance(run, str | Path) else run
+    figures = {"layers": layer_profile(run.vectors), "projections": projections(run), "scores": score_histogram(run)}
+    for name, figure in figures.items():
+        png = _png(figure)
+        write_atomically(run.path / "figures" / f"{name}.png", lambda path, content=png: Path(path).write_bytes(content))
+    page = _page(run, figures)
+    target = run.path / "report.html"
+    write_atomically(target, lambda path: Path(path).write_text(page, encoding="utf-8"))
+    return target
+
+
+def _png(figure: "Figure") -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=130, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def _image(figure: "Figure", caption: str) -> str:
+    data = base64.b64encode(_png(figure)).decode()
+    text = escape(caption)
+    return f'<figure><img alt="{text}" src="data:image/png;base64,{data}"><figcaption class="meta">{text}</figcaption></figure>'
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    cells = "".join("<tr>" + "".join(f"<td>{escape(str(c))}</td>" for c in row) + "</tr>" for row in rows)
+    return "<table><tr>" + "".join(f"<th>{escape(h)}</th>" for h in head) + f"</tr>{cells}</table>"
+
+
+def verdict(run: ExtractionRun) -> str:
+    """One sentence on whether the vector can be used."""
+    v, best = run.vectors, run.vectors.best_layer
+    reliability, p = float(v.reliability[best]), float(v.p_value[best])
+    exists = f"A {run.trait} direction exists (p = {p:.2g}" if p < 0.05 else f"No {run.trait} direction was found (p = {p:.2g}"
+    trust = "reliable" if reliability >= 0.9 else "usable with care" if reliability >= 0.5 else "not reliable"
+    return (
+        f"{exists}, sign-flip test over {len(v.differences)} questions at layer {best}); "
+        f"it is {trust} (split-half reliability {reliability:.3f} at that layer)."
+    )
+
+
+def _page(run: ExtractionRun, figures: dict[str, "Figure"]) -> str:
+    trait = read_trait(run.path / "trait.json")
+    v, model = run.vectors, run.manifest["model"]
+    counts = run.summary["counts"]
+    layers = [
+        (
+            layer,
+            hook_name(layer),
+            f"{v.reliability[layer]:.3f}",
+            f"{v.norm[layer]:.3f}",
+            f"{v.directions[layer].norm():.3f}",
+            f"{v.p_value[layer]:.4f}",
+        )
+        for layer in range(v.n_layers)
+    ]
+    parts = [
+        f"<h1>Persona vector: {escape(run.trait)}</h1>",
+        f"<p>{escape(trait.description)}</p><p><b>{escape(verdict(run))}</b></p>",
+        f'<p class="meta">{escape(_origin(run))}</p>',
+        "<h2>Layers</h2>",
+        _image(figures["layers"], "Left: agreement of the vectors of two halves of the questions (Spearman-Brown). Right: length."),
+        _table(("layer", "hook", "reliability", "norm (cross-validated)", "norm (plain)", "p"), layers),
+        "<h2>Answers on the vector</h2>",
+        _image(figures["projections"], "Mean projection per question, each on the vector of the other questions."),
+        "<h2>Rollouts</h2>",
+        _image(figures["scores"], "Trait scores of the answers."),
+        _table(
+            ("prompts", "answers", "kept", "off trait", "incoherent", "empty", "without score"),
+            [(c["polarity"], c["total"], c["kept"], c["off_trait"], c["incoherent"], c["empty"], c["unscored"]) for c in counts],
+        ),
+        f"<p>{run.summary['questions_kept']} of {run.summary['questions']} questions survive the filter on both sides.</p>",
+        "<h2>Examples</h2>",
+        *_examples(run, trait),
+        "<h2>Provenance</h2>",
+        _table(
+            ("what", "value"),
+            [(k, val) for k, val in {**run.manifest["versions"], "git": run.manifest["git_revision"], **model}.items()],
+        ),
+    ]
+    head = f"<meta charset='utf-8'><title>Persona vector: {escape(run.trait)}</title><style>{_STYLE}</style>"
+    return f"<!doctype html><html lang='en'><head>{head}</head><body>{''.join(parts)}</body></html>\n"
+
+
+def _origin(run: ExtractionRun) -> str:
+    model, arguments = run.manifest["model"], run.manifest["arguments"]
+    return (
+        f"Model {model['name']} ({model['dtype']}, {model['n_layers']} layers, weights {model['weights']}), "
+        f"judge {arguments['judge']}, seed {arguments['seed']}."
+    )
+
+
+def _examples(run: ExtractionRun, trait: Trait) -> list[str]:
+    """The first answers of each side that are scored, one per question."""
+    shown: list[str] = []
+    pairs = list(zip(run.rollouts(), run.scores(), strict=True))
+    for polarity in POLARITIES:
+        prompts = {p.id: p for p in extraction_prompts(trait, polarity)}
+        taken: set[int] = set()
+        for rollout, score in pairs:
+            prompt = prompts.get(rollout.prompt_id)
+            if prompt is None or prompt.question in taken or score.trait is None or len(taken) == EXAMPLES:
+                continue
+            taken.add(prompt.question)
+            shown.append(
+                f'<div class="answer {polarity}"><div class="meta">{escape(prompt.system or "")}</div>'
+                f"<b>{escape(prompt.user)}</b><br>"
+                f'{escape(rollout.text)}<div class="meta">trait {score.trait:.0f}, coherence {score.coherence:.0f}</div></div>'
+            )
+    return shown

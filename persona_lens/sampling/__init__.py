@@ -1,0 +1,6 @@
+"""Prompts -> rollouts: sampled answers with their token ids, each from its own seed."""
+
+from persona_lens.sampling.local import DEFAULT_BATCH_ROWS, sample
+from persona_lens.sampling.rollout import Rollout, Row, rows_of
+
+__all__ = ["DEFAULT_BATCH_ROWS", "Rollout", "Row", "rows_of", "sample"]

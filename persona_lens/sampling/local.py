@@ -1,0 +1,49 @@
+"""Sampling on the hooked model itself, steered or not."""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Final
+
+import numpy as np
+
+from persona_lens.models import ChatModel, Sampling, generate_tokens, uniforms
+from persona_lens.sampling.rollout import Rollout, Row
+
+DEFAULT_BATCH_ROWS: Final = 128
+
+
+def sample(
+    model: ChatModel,
+    rows: Sequence[Row],
+    sampling: Sampling,
+    *,
+    seed: int = 0,
+    batch_rows: int = DEFAULT_BATCH_ROWS,
+    within: AbstractContextManager[Any] | None = None,
+) -> list[Rollout]:
+    """One rollout per row (prompt, sample number), in the order of the rows.
+
+    A rollout depends on the seed, its prompt's id and its sample number alone: batch size and order change nothing (up to ties
+    at the rounding of fp32 logits).
+
+    Args:
+        batch_rows: answers decoded together; memory grows with it.
+        within: a context to sample in, for instance a steering context.
+    """
+    ids = [tuple(model.render(prompt.messages)) for prompt, _ in rows]
+    order = sorted(range(len(rows)), key=lambda i: (len(ids[i]), ids[i]))
+    rollouts: list[Rollout | None] = [None] * len(rows)
+    with within or nullcontext():
+        for start in range(0, len(order), batch_rows):
+            batch = order[start : start + batch_rows]
+            draws = np.stack([uniforms(seed, _key(rows[i]), sampling.max_new_tokens) for i in batch])
+            for i, answer in zip(batch, generate_tokens(model, [ids[i] for i in batch], draws, sampling), strict=True):
+                prompt, number = rows[i]
+                rollouts[i] = Rollout(
+                    prompt.id, number, seed, len(ids[i]), answer.token_ids, model.decode(answer.token_ids), answer.end
+                )
+    return [rollout for rollout in rollouts if rollout is not None]
+
+
+def _key(row: Row) -> str:
+    return f"{row[0].id}#{row[1]}"

@@ -1,0 +1,47 @@
+"""The record of one sampled answer."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from persona_lens.models import EndReason
+from persona_lens.prompts import Prompt
+
+Row = tuple[Prompt, int]  # a prompt and the number of its sample
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One answer: token ids without the end token, its text, and why it ended."""
+
+    prompt_id: str
+    sample: int
+    seed: int
+    prompt_tokens: int
+    token_ids: tuple[int, ...]
+    text: str
+    end: EndReason
+
+    @property
+    def key(self) -> str:
+        return f"{self.prompt_id}#{self.sample}"
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> "Rollout":
+        return cls(
+            record["prompt_id"],
+            record["sample"],
+            record["seed"],
+            record["prompt_tokens"],
+            tuple(record["token_ids"]),
+            record["text"],
+            record["end"],
+        )
+
+
+def rows_of(prompts: Sequence[Prompt], samples: int) -> list[Row]:
+    """Every prompt with every sample number, in order."""
+    return [(prompt, i) for prompt in prompts for i in range(samples)]

@@ -1,0 +1,203 @@
+"""Files: atomic writes, append-only JSONL with repair of a torn last line, and run folders that can be resumed.
+
+A run folder is reopened only by the same command on the same model. Work is cut into fixed chunks; a chunk is the unit of
+resume, so an interrupted run ends with the bytes of an uninterrupted one (times are kept apart, in `log.txt`).
+"""
+
+import json
+import os
+import platform
+import subprocess
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Final
+
+from persona_lens.errors import RunFolderError
+
+SCHEMA_VERSION: Final = 1
+_PACKAGES: Final = ("persona-lens", "torch", "transformers", "transformer-lens", "numpy", "scikit-learn")
+
+
+def write_atomically(path: Path, write: Callable[[str], object]) -> None:
+    """Let `write` fill a temporary file beside `path`, then rename it: readers see the old file or the whole new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    os.close(handle)
+    try:
+        write(temporary)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, record: Mapping[str, Any]) -> None:
+    text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
+    write_atomically(path, lambda temporary: Path(temporary).write_text(text, encoding="utf-8"))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        RunFolderError: the file is missing or damaged.
+    """
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise RunFolderError(f"{path}: no such file") from error
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise RunFolderError(f"{path}: damaged, cannot be read as JSON ({error}); restore it or start in another folder") from error
+    if not isinstance(record, dict):
+        raise RunFolderError(f"{path}: damaged, a JSON object was expected and a {type(record).__name__} found")
+    return record  # pyright: ignore[reportUnknownVariableType]
+
+
+def read_jsonl(path: Path, *, repair: bool = False) -> list[dict[str, Any]]:
+    """Every record of a JSONL file; an absent file is empty.
+
+    Args:
+        repair: cut a torn last line (no newline at its end) off the file, as an interrupted write leaves it.
+
+    Raises:
+        RunFolderError: a line is damaged (file and line number are named).
+    """
+    if not path.exists():
+        return []
+    content = path.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    if len(whole) < len(content):
+        if not repair:
+            raise RunFolderError(f"{path}: the last line is torn: run the command that wrote it again to repair and resume")
+        with path.open("r+b") as file:
+            file.truncate(len(whole))
+    records: list[dict[str, Any]] = []
+    for number, line in enumerate(whole.splitlines(), start=1):
+        try:
+            record = json.loads(line)
+        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise RunFolderError(
+                f"{path}: line {number} is damaged ({error}); restore the file or start in another folder"
+            ) from error
+        if not isinstance(record, dict):
+            raise RunFolderError(f"{path}: line {number} is damaged (a {type(record).__name__} instead of an object)")
+        records.append(record)  # pyright: ignore[reportUnknownArgumentType]
+    return records
+
+
+def append_jsonl(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
+    """Append records and force them to disk."""
+    lines = "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records)
+    with path.open("ab") as file:
+        file.write(lines.encode("utf-8"))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def truncate_jsonl(path: Path, keep: int) -> None:
+    """Keep the first `keep` lines."""
+    if path.exists():
+        lines = path.read_bytes().splitlines(keepends=True)
+        if len(lines) > keep:
+            write_atomically(path, lambda temporary: Path(temporary).write_bytes(b"".join(lines[:keep])))
+
+
+def git_revision(folder: Path | None = None) -> str | None:
+    """The revision of the source tree the package runs from, with `+` when it has uncommitted changes; None outside git."""
+    where = folder or Path(__file__).parent
+    try:
+        revision = subprocess.run(["git", "rev-parse", "HEAD"], cwd=where, capture_output=True, text=True, check=True, timeout=10)
+        status = subprocess.run(["git", "status", "--porcelain"], cwd=where, capture_output=True, text=True, check=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return revision.stdout.strip() + ("+" if status.stdout.strip() else "")
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that results depend on."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A folder that one command fills, possibly in several sittings."""
+
+    path: Path
+
+    @classmethod
+    def open(cls, path: Path, *, command: str, arguments: Mapping[str, Any], model: Mapping[str, Any]) -> "RunFolder":
+        """Start a run, or go on with it.
+
+        Raises:
+            RunFolderError: the folder holds a run of another command, other arguments or another model (the difference is named),
+                or files that are no run at all.
+        """
+        manifest = path / "run.json"
+        identity: dict[str, Any] = {
+            "schema_version": SCHEMA_VERSION,
+            "command": command,
+            "arguments": dict(arguments),
+            "model": dict(model),
+        }
+        if manifest.exists():
+            _check_same(manifest, read_json(manifest), identity)
+            return cls(path)
+        leftovers = [p.name for p in path.iterdir() if not p.name.endswith(".tmp")] if path.is_dir() else []
+        if leftovers:
+            raise RunFolderError(f"{path} is not empty and holds no run ({leftovers[0]}): choose an empty or new folder")
+        path.mkdir(parents=True, exist_ok=True)
+        write_json(manifest, identity | {"versions": versions(), "git_revision": git_revision()})
+        return cls(path)
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        return read_json(self.path / "run.json")
+
+    def log(self, message: str) -> None:
+        """Append a line with the time to `log.txt`."""
+        with (self.path / "log.txt").open("a", encoding="utf-8") as file:
+            file.write(f"{datetime.now(UTC).isoformat(timespec='seconds')} {message}\n")
+
+    def done(self, file: str, chunk_sizes: Sequence[int]) -> int:
+        """How many whole chunks a JSONL file holds; a torn line and a partial chunk are cut off."""
+        path = self.path / file
+        n = len(read_jsonl(path, repair=True))
+        chunks = whole = 0
+        for size in chunk_sizes:
+            if whole + size > n:
+                break
+            whole += size
+            chunks += 1
+        if n > sum(chunk_sizes):
+            raise RunFolderError(
+                f"{path}: holds {n} records where the run has {sum(chunk_sizes)}: the file was changed from outside"
+            )
+        truncate_jsonl(path, whole)
+        return chunks
+
+
+def _check_same(manifest: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    for key, value in now.items():
+        old = before.get(key)
+        if old == json.loads(json.dumps(value)):
+            continue
+        if isinstance(old, dict) and isinstance(value, dict):
+            parts = [
+                f"{k}: {old.get(k)!r} there, {value.get(k)!r} now"
+                for k in {**old, **value}
+                if old.get(k) != json.loads(json.dumps(value.get(k)))
+            ]
+            raise RunFolderError(f"{manifest.parent} holds a run with another {key} ({'; '.join(parts)}): choose another folder")
+        raise RunFolderError(
+            f"{manifest.parent} holds a run with another {key} ({old!r} there, {value!r} now): choose another folder"
+        )

@@ -1,0 +1,105 @@
+"""Reading and writing trait files: ours (one JSON per trait) and the paper's pair."""
+
+import json
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Final
+
+from pydantic import ValidationError
+
+from persona_lens.errors import TraitFileError, UnknownNameError
+from persona_lens.traits.trait import Trait
+
+TRAIT_SETS: Final = ("real", "pocket")
+
+
+def _shipped(trait_set: str) -> dict[str, Path]:
+    if trait_set not in TRAIT_SETS:
+        raise UnknownNameError("trait set", trait_set, TRAIT_SETS)
+    folder = Path(str(files("persona_lens") / "traits" / "data" / trait_set))
+    return {path.stem: path for path in sorted(folder.glob("*.json"))}
+
+
+def list_traits(trait_set: str = "real") -> list[str]:
+    """Names of the traits that ship in a set (`real` or `pocket`)."""
+    return list(_shipped(trait_set))
+
+
+def load_trait(name_or_path: str | Path, trait_set: str = "real") -> Trait:
+    """A shipped trait by name, or any trait by the path of its JSON file.
+
+    Raises:
+        UnknownNameError: no such shipped trait (the nearest names are given).
+        TraitFileError: the file is missing, no JSON, or breaks the schema (file and field are named).
+    """
+    path = Path(name_or_path)
+    if path.suffix == ".json":
+        return read_trait(path)
+    shipped = _shipped(trait_set)
+    if str(name_or_path) not in shipped:
+        raise UnknownNameError("trait", str(name_or_path), shipped)
+    return read_trait(shipped[str(name_or_path)])
+
+
+def read_trait(path: Path) -> Trait:
+    """A trait from a JSON file of ours."""
+    return _validate(_read_json(path), path)
+
+
+def write_trait(trait: Trait, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(trait.model_dump(by_alias=True), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_paper_pair(extraction: Path, evaluation: Path, *, name: str, description: str = "") -> Trait:
+    """A trait from the authors' two files: `instruction: [{pos, neg}]`, `questions`, `eval_prompt` in each.
+
+    Args:
+        name: the trait's name; it also becomes the positive adjective, with "helpful" as its opposite, as in the authors' code.
+        description: the files hold none; without one the name stands in.
+    """
+    first, second = _read_json(extraction), _read_json(evaluation)
+    for record, path in ((first, extraction), (second, evaluation)):
+        missing = [key for key in ("instruction", "questions", "eval_prompt") if key not in record]
+        if missing:
+            raise TraitFileError(
+                f"{path}: field {missing[0]!r} is missing; the paper's files have instruction, questions, eval_prompt"
+            )
+    try:
+        instructions = [{"positive": pair["pos"], "negative": pair["neg"]} for pair in first["instruction"]]
+    except (TypeError, KeyError) as error:
+        raise TraitFileError(f"{extraction}: instruction must be a list of objects with pos and neg ({error!r})") from error
+    record: dict[str, Any] = {
+        "schema": 1,
+        "name": name,
+        "description": description or name,
+        "adjectives": {"positive": name, "negative": "helpful"},
+        "instructions": instructions,
+        "extraction_questions": first["questions"],
+        "evaluation_questions": second["questions"],
+        "rubric": first["eval_prompt"],
+    }
+    return _validate(record, extraction)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise TraitFileError(f"{path}: no such file") from error
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise TraitFileError(f"{path}: cannot be read as JSON ({error})") from error
+    if not isinstance(record, dict):
+        raise TraitFileError(f"{path}: a trait file holds one JSON object, this one holds a {type(record).__name__}")
+    return record  # pyright: ignore[reportUnknownVariableType]
+
+
+def _validate(record: dict[str, Any], path: Path) -> Trait:
+    try:
+        return Trait.model_validate(record)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"]) or "trait"
+        message = str(first["msg"]).removeprefix("Value error, ")
+        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+        raise TraitFileError(f"{path}: field {field}: {message}{more}") from error

@@ -1,0 +1,61 @@
+"""The schema of a trait, checked when it is built (Chen et al. 2025, section 2: the artefacts of the automated pipeline)."""
+
+import re
+from typing import Annotated, Self
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=20_000)]
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]{0,63}$")]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class InstructionPair(_Strict):
+    """Two instructions of the same form: one promotes the trait, one suppresses it."""
+
+    positive: Text
+    negative: Text
+
+
+class Adjectives(_Strict):
+    """Adjectives for "You are a(n) {adjective} assistant.", put in front of an instruction."""
+
+    positive: Text
+    negative: Text
+
+
+class Trait(_Strict):
+    """A trait: everything that is needed to elicit it, suppress it and judge it."""
+
+    schema_version: int = Field(default=1, alias="schema", ge=1, le=1)
+    name: Name
+    description: Text
+    adjectives: Adjectives | None = None
+    instructions: tuple[InstructionPair, ...] = Field(min_length=1)
+    extraction_questions: tuple[Text, ...] = Field(min_length=2)
+    evaluation_questions: tuple[Text, ...] = Field(min_length=1)
+    rubric: Text
+
+    @model_validator(mode="after")
+    def _rules(self) -> Self:
+        for field in ("extraction_questions", "evaluation_questions"):
+            questions = [_normal(q) for q in getattr(self, field)]
+            if len(set(questions)) < len(questions):
+                twice = next(q for q in questions if questions.count(q) > 1)
+                raise ValueError(f"{field}: the question {twice!r} stands there twice")
+        shared = {_normal(q) for q in self.extraction_questions} & {_normal(q) for q in self.evaluation_questions}
+        if shared:
+            raise ValueError(
+                f"evaluation_questions: {sorted(shared)[0]!r} is also an extraction question; the two sets must be disjoint"
+            )
+        for placeholder in ("{question}", "{answer}"):
+            if self.rubric.count(placeholder) != 1:
+                raise ValueError(f"rubric: must contain {placeholder} exactly once, found {self.rubric.count(placeholder)}")
+        return self
+
+
+def _normal(question: str) -> str:
+    return re.sub(r"\W+", " ", question.casefold()).strip()

@@ -1,0 +1,153 @@
+"""Persona vectors: one trait, one pooling, every layer, unnormalised, with the questions' differences and where they come from.
+
+Layers count blocks from 0 (`blocks.{l}.hook_resid_post`; the paper's layer l + 1). A projection divides by the vector's norm,
+steering uses the raw vector, so a coefficient counts mean differences (Chen et al. 2025, sections 2-3).
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final
+
+from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from persona_lens.errors import LineageError, RunFolderError
+from persona_lens.store import write_atomically
+
+FORMAT: Final = "persona_lens.vectors"
+FORMAT_VERSION: Final = 1
+
+
+@dataclass(frozen=True, eq=False)
+class PersonaVectors:
+    """A trait's direction at every layer.
+
+    Attributes:
+        directions: unnormalised, fp32, residual-stream units.
+        differences: what they are the mean of (or estimated from), one row per surviving question.
+        reliability, norm, p_value: per layer, see `reliability.Reliability` (`norm` is cross-validated).
+        provenance: model fingerprint, counts, estimator, seed - whatever a reader needs to trust or repeat it.
+    """
+
+    trait: str
+    pooling: str
+    estimator: str
+    directions: Float[Tensor, "layer d_model"]
+    differences: Float[Tensor, "question layer d_model"]
+    reliability: Float[Tensor, " layer"]
+    norm: Float[Tensor, " layer"]
+    p_value: Float[Tensor, " layer"]
+    provenance: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+    def __post_init__(self) -> None:
+        if not bool(self.directions.isfinite().all()):
+            layer = int((~self.directions.isfinite().all(-1)).nonzero()[0])
+            raise ValueError(f"the {self.trait} vector is not finite at {hook_name(layer)}")
+
+    @property
+    def n_layers(self) -> int:
+        return self.directions.shape[0]
+
+    @property
+    def d_model(self) -> int:
+        return self.directions.shape[1]
+
+    @property
+    def lineage(self) -> str:
+        """Lineage of the model it was extracted from; vectors do not move between lineages."""
+        return str(self.provenance.get("model", {}).get("lineage", ""))
+
+    @property
+    def best_layer(self) -> int:
+        """The layer of highest split-half reliability (a description of the vector, not a choice of where to steer)."""
+        return int(self.reliability.argmax())
+
+    def __getitem__(self, layer: int) -> Float[Tensor, " d_model"]:
+        """The unnormalised direction at a layer.
+
+        Raises:
+            IndexError: no such layer.
+        """
+        if not 0 <= layer < self.n_layers:
+            raise IndexError(f"layer {layer} does not exist: the {self.trait} vector has layers 0 to {self.n_layers - 1}")
+        return self.directions[layer]
+
+    def unit(self, layer: int) -> Float[Tensor, " d_model"]:
+        """The direction at a layer, of norm 1."""
+        return self[layer] / self[layer].norm()
+
+    def project(self, residuals: Float[Tensor, "*batch d_model"], layer: int) -> Float[Tensor, "*batch"]:
+        """<h, v> / ||v||, in residual-stream units."""
+        return residuals.float() @ self.unit(layer).to(residuals.device)
+
+    def __neg__(self) -> "PersonaVectors":
+        return self * -1.0
+
+    def __mul__(self, factor: float) -> "PersonaVectors":
+        """The vectors scaled by a number; what was measured about them is scaled along."""
+        return replace(
+            self, directions=self.directions * factor, differences=self.differences * factor, norm=self.norm * abs(factor)
+        )
+
+    __rmul__ = __mul__
+
+    def require_lineage(self, lineage: str) -> None:
+        """Raise unless the vectors come from a model of this lineage.
+
+        Raises:
+            LineageError: they come from another one.
+        """
+        if self.lineage and self.lineage != lineage:
+            model = self.provenance["model"]["name"]
+            raise LineageError(
+                f"the {self.trait} vector was extracted from lineage {self.lineage} ({model}), "
+                f"this model is of lineage {lineage}: extract it again on this model"
+            )
+
+    def save(self, path: Path) -> None:
+        """Write safetensors with a JSON header (atomically)."""
+        header = {
+            "format": FORMAT,
+            "version": FORMAT_VERSION,
+            "trait": self.trait,
+            "pooling": self.pooling,
+            "estimator": self.estimator,
+            "layers": "blocks counted from 0; layer l is blocks.{l}.hook_resid_post",
+            "provenance": dict(self.provenance),
+        }
+        tensors = {name: getattr(self, name).contiguous() for name in _TENSORS}
+        metadata = {"header": json.dumps(header, sort_keys=True)}
+        write_atomically(Path(path), lambda temporary: save_file(tensors, temporary, metadata=metadata))
+
+    @classmethod
+    def load(cls, path: str | Path) -> "PersonaVectors":
+        """Read a file written by `save`.
+
+        Raises:
+            RunFolderError: missing, damaged, of another format, or with tensors of the wrong shape.
+        """
+        try:
+            with safe_open(str(path), "pt") as file:
+                header = json.loads((file.metadata() or {}).get("header", "{}"))
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError, json.JSONDecodeError) as error:
+            raise RunFolderError(f"{path}: cannot be read as persona vectors ({error})") from error
+        if header.get("format") != FORMAT or header.get("version") != FORMAT_VERSION or set(tensors) != set(_TENSORS):
+            raise RunFolderError(f"{path}: is no file of format {FORMAT} version {FORMAT_VERSION}")
+        layers, d_model = tensors["directions"].shape
+        expected = {"differences": (len(tensors["differences"]), layers, d_model), **dict.fromkeys(_TENSORS[2:], (layers,))}
+        for name, shape in expected.items():
+            if tuple(tensors[name].shape) != shape:
+                raise RunFolderError(f"{path}: tensor {name} has shape {tuple(tensors[name].shape)}, expected {shape}")
+        return cls(header["trait"], header["pooling"], header["estimator"], **tensors, provenance=header["provenance"])
+
+
+_TENSORS: Final = ("directions", "differences", "reliability", "norm", "p_value")
+
+
+def hook_name(layer: int) -> str:
+    return f"blocks.{layer}.hook_resid_post"
