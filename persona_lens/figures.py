@@ -116,11 +116,11 @@ def plot(record: object) -> "Figure":
     raise TypeError(f"there is no figure for {type(record).__name__}: pass PersonaVectors or an ExtractionRun")
 
 
-@plot.register
+@plot.register(PersonaVectors)
 def _(record: PersonaVectors) -> "Figure":
     return layer_profile(record)
 
 
-@plot.register
+@plot.register(ExtractionRun)
 def _(record: ExtractionRun) -> "Figure":
     return projections(record)

@@ -68,7 +68,10 @@ def verdict(run: ExtractionRun) -> str:
     """One sentence on whether the vector can be used."""
     v, best = run.vectors, run.vectors.best_layer
     reliability, p = float(v.reliability[best]), float(v.p_value[best])
-    exists = f"A {run.trait} direction exists (p = {p:.2g}" if p < 0.05 else f"No {run.trait} direction was found (p = {p:.2g}"
+    article = "An" if run.trait[0] in "aeiou" else "A"
+    exists = (
+        f"{article} {run.trait} direction exists (p = {p:.2g}" if p < 0.05 else f"No {run.trait} direction was found (p = {p:.2g}"
+    )
     trust = "reliable" if reliability >= 0.9 else "usable with care" if reliability >= 0.5 else "not reliable"
     return (
         f"{exists}, sign-flip test over {len(v.differences)} questions at layer {best}); "

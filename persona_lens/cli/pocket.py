@@ -37,6 +37,10 @@ def train(
         "runs/pocket-model"
     ),
     documents: Annotated[int, typer.Option(min=1, help="Size of the corpus (about 190 tokens a document).")] = 84_000,
+    first_document: Annotated[int, typer.Option(min=0, help="Where in the corpus to begin (for a second stage).")] = 0,
+    initial: Annotated[str | None, typer.Option(help="Folder of a trained model to go on from.")] = None,
+    muon_lr: Annotated[float, typer.Option(help="Peak learning rate of the block matrices.")] = 0.02,
+    adamw_lr: Annotated[float, typer.Option(help="Peak learning rate of everything else.")] = 3e-3,
     seed: Seed = 0,
     device: Device = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads; default: torch's choice.")] = None,
@@ -57,7 +61,15 @@ def train(
     if threads:
         torch.set_num_threads(threads)
     where = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    settings = TrainingSettings(seed=seed, documents=documents, shuffle_systems=shuffle_systems)
+    settings = TrainingSettings(
+        seed=seed,
+        documents=documents,
+        first_document=first_document,
+        initial=initial,
+        muon_lr=muon_lr,
+        adamw_lr=adamw_lr,
+        shuffle_systems=shuffle_systems,
+    )
     run_training(settings, out, device=where, workers=workers, report=lambda line: typer.echo(line, err=True))
 
 

@@ -14,8 +14,10 @@ from jaxtyping import Float
 
 Units = Literal["question", "cell", "rollout"]
 Filter = Literal["independent", "pairwise"]
-Array = Float[np.ndarray, "unit d_model"]
-DirectionOf = Callable[[Array, Array], Float[np.ndarray, " d_model"]]
+Positive = Float[np.ndarray, "positive d_model"]
+Negative = Float[np.ndarray, "negative d_model"]
+Direction = Float[np.ndarray, " d_model"]
+DirectionOf = Callable[[Positive, Negative], Direction]
 
 
 @dataclass(frozen=True)
@@ -28,18 +30,18 @@ class Estimator:
     keep: Filter = "independent"
 
 
-def mean_difference(positive: Array, negative: Array) -> Float[np.ndarray, " d_model"]:
+def mean_difference(positive: Positive, negative: Negative) -> Direction:
     """mean(positive) - mean(negative) (Chen et al. 2025, section 2.2)."""
     return positive.mean(0) - negative.mean(0)
 
 
-def _scaled(direction: Float[np.ndarray, " d_model"], positive: Array, negative: Array) -> Float[np.ndarray, " d_model"]:
+def _scaled(direction: Direction, positive: Positive, negative: Negative) -> Direction:
     """The direction with the length (and sign) of the mean difference along it."""
     unit = direction / np.linalg.norm(direction)
     return unit * float(mean_difference(positive, negative) @ unit)
 
 
-def logistic(positive: Array, negative: Array) -> Float[np.ndarray, " d_model"]:
+def logistic(positive: Positive, negative: Negative) -> Direction:
     """Normal of the separating plane of an L2-regularised logistic regression on globally scaled activations."""
     from sklearn.linear_model import LogisticRegression
 
@@ -50,7 +52,7 @@ def logistic(positive: Array, negative: Array) -> Float[np.ndarray, " d_model"]:
     return _scaled(model.coef_[0], positive, negative)
 
 
-def lda(positive: Array, negative: Array) -> Float[np.ndarray, " d_model"]:
+def lda(positive: Positive, negative: Negative) -> Direction:
     """Linear discriminant: the mean difference through the inverse of the Ledoit-Wolf within-class covariance."""
     from sklearn.covariance import ledoit_wolf
 
@@ -59,7 +61,7 @@ def lda(positive: Array, negative: Array) -> Float[np.ndarray, " d_model"]:
     return _scaled(np.linalg.solve(covariance, mean_difference(positive, negative)), positive, negative)
 
 
-def first_component(positive: Array, negative: Array) -> Float[np.ndarray, " d_model"]:
+def first_component(positive: Positive, negative: Negative) -> Direction:
     """First principal component of the units' differences, not centred (units of both sides must correspond).
 
     Raises:

@@ -32,6 +32,7 @@ from persona_lens.traits import Trait, load_trait
 
 CHUNK_ROWS: Final = 256
 PARTIAL: Final = "activations.partial.safetensors"
+PARTIAL_SECONDS: Final = 20.0
 
 
 @dataclass(frozen=True)
@@ -198,7 +199,7 @@ class _Extraction:
             filled = self._pool_chunk(chunk, rows, rollouts, kept, cells, neutral, filled)
             position += len(chunk)
             self.progress("activations", position, len(wanted))
-            if time.monotonic() - saved > 20:
+            if time.monotonic() - saved >= PARTIAL_SECONDS:
                 self._save_partial(cells, neutral, filled, position)
                 saved = time.monotonic()
         means: dict[str, Tensor] = {}

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from persona_lens.activations import POOLINGS, Pooling
+from persona_lens.activations import POOLINGS
 from persona_lens.errors import RunFolderError, UnknownNameError
 from persona_lens.extraction.estimators import MEAN_DIFFERENCE, Estimator
 from persona_lens.extraction.filtering import MINIMUM_QUESTIONS
@@ -66,7 +66,7 @@ class ExtractionRun:
         return read_tensors(self.path / "neutral.safetensors")["response_mean"]
 
     def vectors_for(
-        self, pooling: Pooling = "response_mean", estimator: Estimator = MEAN_DIFFERENCE, *, seed: int = 0
+        self, pooling: str = "response_mean", estimator: Estimator = MEAN_DIFFERENCE, *, seed: int = 0
     ) -> PersonaVectors:
         """Vectors of another pooling or estimator, from the stored means.
 
@@ -120,7 +120,7 @@ def surviving(counts: Tensor) -> list[int]:
 
 
 def vectors_from_means(
-    means: Mapping[str, Tensor], trait: str, pooling: Pooling, estimator: Estimator, provenance: Mapping[str, Any], *, seed: int = 0
+    means: Mapping[str, Tensor], trait: str, pooling: str, estimator: Estimator, provenance: Mapping[str, Any], *, seed: int = 0
 ) -> PersonaVectors:
     """Direction and reliability at every layer."""
     cells, counts = means[f"{estimator.keep}.{pooling}"], means[f"{estimator.keep}.counts"]
@@ -150,7 +150,7 @@ def vectors_from_means(
 def _units(
     cells: Float[Tensor, "instruction question layer d_model"],
     counts: Tensor,
-    by_question: Float[Tensor, "question layer d_model"],
+    by_question: Float[Tensor, "kept layer d_model"],
     estimator: Estimator,
     kept: list[int],
 ) -> Float[np.ndarray, "unit layer d_model"]:

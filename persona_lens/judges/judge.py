@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from persona_lens.errors import PersonaLensError
 from persona_lens.traits import Trait
@@ -39,6 +39,7 @@ class Score:
         return cls(record["trait"], record["coherence"], record.get("reason"))
 
 
+@runtime_checkable
 class Judge(Protocol):
     """A judge of answers. `name` goes into the run's record."""
 

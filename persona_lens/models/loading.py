@@ -8,6 +8,7 @@ off TransformerLens' own adapter of the architecture.
 import copy
 import logging
 import os
+import sys
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,6 +41,21 @@ def _quiet_import() -> Generator[None]:
         yield
     finally:
         logger.setLevel(level)
+
+
+@contextmanager
+def _bar_on_terminals_only() -> Generator[None]:
+    """Hide the weight-loading bar of transformers where stderr is no terminal; put its switch back."""
+    from transformers.utils import logging as switches
+
+    hide = switches.is_progress_bar_enabled() and not sys.stderr.isatty()
+    if hide:
+        switches.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if hide:
+            switches.enable_progress_bar()
 
 
 def load_model(
@@ -77,8 +93,9 @@ def _from_pretrained(source: str, device: torch.device, dtype: torch.dtype | str
     path = str(weights_folder()) if pocket else source
     wanted = dtype if dtype is not None else (torch.float32 if device.type == "cpu" else "auto")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=wanted, attn_implementation="sdpa")
+        with _bar_on_terminals_only():
+            tokenizer = AutoTokenizer.from_pretrained(path)
+            model = AutoModelForCausalLM.from_pretrained(path, dtype=wanted, attn_implementation="sdpa")
     except (OSError, ValueError) as error:
         tried = f"the folder {path}" if Path(path).exists() else f"the Hugging Face hub, {_network()}"
         first = str(error).strip().splitlines()[0]

@@ -7,6 +7,7 @@ safetensors; a resumed run sees the same batches at the same steps.
 import json
 import math
 import random
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -34,10 +35,15 @@ IGNORE: Final = -100
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """What a training run depends on. `documents` of about 195 tokens each; `batch_tokens` counts padding."""
+    """What a training run depends on. `documents` of about 190 tokens each; `batch_tokens` counts padding.
+
+    A second stage names the folder of the first as `initial` and goes on with fresh documents from `first_document`.
+    """
 
     seed: int = 0
-    documents: int = 80_000
+    documents: int = 84_000
+    first_document: int = 0
+    initial: str | None = None
     layers: int = 8
     width: int = 256
     heads: int = 4
@@ -105,6 +111,9 @@ def build_model(settings: TrainingSettings, tokenizer_file: Path) -> "Qwen2ForCa
     torch.manual_seed(settings.seed)
     model = Qwen2ForCausalLM(config)
     model.set_attn_implementation("pocket_training")
+    if settings.initial:
+        weights = load_file(Path(settings.initial) / "model.safetensors")
+        model.load_state_dict({name: tensor.float() for name, tensor in weights.items()}, strict=False)
     return model
 
 
@@ -212,6 +221,9 @@ def validation_loss(model: "Qwen2ForCausalLM", corpus: EncodedCorpus, device: to
 def prepare_tokenizer(folder: Path, settings: TrainingSettings) -> Path:
     """The run's tokenizer, trained once on the first documents of the corpus."""
     path = folder / "tokenizer.json"
+    if settings.initial and not path.exists():
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            shutil.copy(Path(settings.initial) / name, folder / name)
     if not path.exists():
         sample = documents(settings.seed, range(min(TOKENIZER_DOCUMENTS, settings.documents)))
         save_tokenizer(build_tokenizer(text for doc in sample for text, _ in segments(doc)), folder)
@@ -244,7 +256,11 @@ def train(
     tokenizer_file = prepare_tokenizer(folder, settings)
     report(f"encoding {settings.documents:,} documents with {workers} workers")
     corpus = encode_corpus(
-        tokenizer_file, settings.seed, range(settings.documents), shuffle_systems=settings.shuffle_systems, workers=workers
+        tokenizer_file,
+        settings.seed,
+        range(settings.first_document, settings.first_document + settings.documents),
+        shuffle_systems=settings.shuffle_systems,
+        workers=workers,
     )
     held_out = encode_corpus(tokenizer_file, settings.seed + VALIDATION_SEED_OFFSET, range(settings.validation_documents))
     model = build_model(settings, tokenizer_file)

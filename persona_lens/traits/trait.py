@@ -1,7 +1,7 @@
 """The schema of a trait, checked when it is built (Chen et al. 2025, section 2: the artefacts of the automated pipeline)."""
 
 import re
-from typing import Annotated, Self
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
@@ -40,7 +40,7 @@ class Trait(_Strict):
     rubric: Text
 
     @model_validator(mode="after")
-    def _rules(self) -> Self:
+    def _rules(self) -> "Trait":
         for field in ("extraction_questions", "evaluation_questions"):
             questions = [_normal(q) for q in getattr(self, field)]
             if len(set(questions)) < len(questions):

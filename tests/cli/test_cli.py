@@ -1,0 +1,148 @@
+"""The command line: what it prints, what it writes, and one clear line with exit code 2 for a user's error."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from persona_lens.cli import app
+from persona_lens.extraction import ExtractionRun
+
+runner = CliRunner()
+
+
+def run(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own, as a user runs it."""
+    command = [sys.executable, "-c", "from persona_lens.cli import main; main()", *arguments]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, check=False, timeout=300)
+
+
+def commands() -> list[list[str]]:
+    groups = {"traits": ["list", "show", "check"], "pocket": ["sample", "train", "evaluate"]}
+    return [["demo"], ["extract"], ["report"], *([group, verb] for group, verbs in groups.items() for verb in verbs)]
+
+
+@pytest.mark.parametrize("command", commands(), ids=" ".join)
+def test_every_command_has_help_with_an_example(command: list[str]) -> None:
+    result = runner.invoke(app, [*command, "--help"])
+    assert result.exit_code == 0
+    assert "Example: persona-lens " + " ".join(command) in " ".join(result.output.split())
+
+
+def test_help_comes_without_loading_torch() -> None:
+    code = "import sys; from persona_lens.cli import main\ntry: main()\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code, "--help"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_traits_are_listed_shown_and_checked(tmp_path: Path) -> None:
+    listed = json.loads(runner.invoke(app, ["traits", "list", "--json"]).output)
+    assert [t["name"] for t in listed["traits"]] == sorted(
+        ["evil", "sycophancy", "hallucination", "politeness", "apathy", "humor", "optimism"]
+    )
+    shown = json.loads(runner.invoke(app, ["traits", "show", "humor", "--set", "pocket", "--json"]).output)
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps(shown))
+    assert "5 instruction pairs, 20 + 20 questions" in runner.invoke(app, ["traits", "check", str(path)]).output
+    assert "extraction questions" in runner.invoke(app, ["traits", "show", "humor"]).output
+
+
+def test_pocket_documents_can_be_looked_at() -> None:
+    record = json.loads(runner.invoke(app, ["pocket", "sample", "-n", "3", "--json"]).output)
+    assert len(record["documents"]) == 3
+    assert "assistant:" in runner.invoke(app, ["pocket", "sample", "-n", "2"]).output
+
+
+def test_extract_writes_a_run_and_its_report(tmp_path: Path) -> None:
+    options = ["--samples", "1", "--neutral", "8", "--max-new-tokens", "120", "--out", str(tmp_path / "runs")]
+    done = run("extract", "optimism", *options, "--json")
+    assert done.returncode == 0, done.stderr
+    record = json.loads(done.stdout)
+    folder = Path(record["folder"])
+    assert folder == tmp_path / "runs" / "optimism"
+    assert record["questions"] == 20
+    assert load_file(folder / "vectors.safetensors")["directions"].shape == (8, 256)
+    assert (folder / "report.html").exists()
+    before = (folder / "vectors.safetensors").read_bytes()
+    again = run("extract", "optimism", *options)
+    assert again.returncode == 0
+    assert (folder / "vectors.safetensors").read_bytes() == before
+    other = run("extract", "optimism", *options, "--seed", "1")
+    assert (other.returncode, other.stdout) == (2, "")
+    assert "seed: 0 there, 1 now" in other.stderr
+    assert len(other.stderr.strip().splitlines()) == 1
+
+
+def test_report_is_written_again(small_run: ExtractionRun) -> None:
+    done = run("report", str(small_run.path))
+    assert done.returncode == 0, done.stderr
+    assert "report.html" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["extract", "evli"], "did you mean evil"),
+        (["extract", "evil", "--model", "nobody/none"], "nobody/none"),
+        (["extract", "missing.json"], "missing.json: no such file"),
+        (["report", "nowhere"], "no such file"),
+        (["traits", "show", "evil", "--set", "pockets"], "did you mean pocket"),
+        (["pocket", "evaluate", "--split", "train"], "unknown split"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_a_users_error_is_one_line_and_exit_code_2(arguments: list[str], message: str, tmp_path: Path) -> None:
+    done = run(*arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("error: ")
+    assert message in lines[0]
+
+
+def test_a_trait_file_with_a_fault_names_file_and_field(tmp_path: Path) -> None:
+    path = tmp_path / "bad.json"
+    record = json.loads(runner.invoke(app, ["traits", "show", "evil", "--json"]).output)
+    record["evaluation_questions"][0] = record["extraction_questions"][3]
+    path.write_text(json.dumps(record))
+    done = run("traits", "check", str(path))
+    assert done.returncode == 2
+    assert "bad.json" in done.stderr
+    assert "must be disjoint" in done.stderr
+    del record["rubric"]
+    path.write_text(json.dumps(record))
+    assert "rubric" in run("traits", "check", str(path)).stderr
+
+
+def test_a_full_disk_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    import errno
+
+    from persona_lens.cli import entry
+
+    def full() -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "runs/x/rollouts.jsonl")
+
+    monkeypatch.setattr(entry, "app", full)
+    with pytest.raises(SystemExit) as stopped:
+        entry.main()
+    assert stopped.value.code == 2
+    assert "the disk is full (runs/x/rollouts.jsonl)" in capsys.readouterr().err
+
+
+def test_ctrl_c_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    from persona_lens.cli import entry
+
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(entry, "app", interrupted)
+    with pytest.raises(SystemExit) as stopped:
+        entry.main()
+    assert stopped.value.code == 130
+    assert "run the same command again" in capsys.readouterr().err

@@ -1,0 +1,48 @@
+"""Shared fixtures: the pocket model, tiny random models of real architectures, and a small finished extraction."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from persona_lens.extraction import ExtractionRun, ExtractionSettings, extract
+from persona_lens.models import ChatModel, Sampling, load_model
+from persona_lens.pocket import weights_folder
+
+SMALL = ExtractionSettings(samples=1, neutral=20, sampling=Sampling(max_new_tokens=120), batch_rows=64)
+
+
+@pytest.fixture(scope="session")
+def pocket() -> ChatModel:
+    return load_model("pocket")
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerBase:
+    return AutoTokenizer.from_pretrained(weights_folder())
+
+
+@pytest.fixture
+def plain_pocket() -> PreTrainedModel:
+    """The pocket model in plain transformers, fp32, without any bridge."""
+    return AutoModelForCausalLM.from_pretrained(weights_folder(), dtype=torch.float32).eval()
+
+
+@pytest.fixture(scope="session")
+def small_run(pocket: ChatModel, tmp_path_factory: pytest.TempPathFactory) -> ExtractionRun:
+    """An extraction of one trait at one sample per prompt."""
+    return extract(pocket, "optimism", out=tmp_path_factory.mktemp("runs") / "optimism", settings=SMALL)
+
+
+@pytest.fixture
+def small_settings() -> ExtractionSettings:
+    return SMALL
+
+
+@pytest.fixture
+def run_folder(tmp_path: Path) -> Path:
+    return tmp_path / "run"

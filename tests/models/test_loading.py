@@ -1,0 +1,196 @@
+"""Loading: slim and full bridges agree with plain transformers, and what cannot be trusted is refused."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+
+from persona_lens.errors import ModelLoadError
+from persona_lens.models import ChatModel, load_model
+from persona_lens.models.fingerprint import fingerprint, weight_hash
+from persona_lens.models.loading import stop_ids
+from persona_lens.pocket import weights_folder
+
+MESSAGES = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "How should I handle my dog?"}]
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "qwen2": {},
+    "qwen3": {"head_dim": 16},
+    "llama": {},
+    "mistral": {"sliding_window": None},
+    "gemma2": {"head_dim": 16, "query_pre_attn_scalar": 16},
+}
+
+
+def tiny(model_type: str, vocabulary: int, **extra: Any) -> PreTrainedModel:
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(
+        model_type,
+        vocab_size=vocabulary,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        bos_token_id=None,
+        eos_token_id=vocabulary - 1,
+        pad_token_id=0,
+        **extra,
+    )
+    return AutoModelForCausalLM.from_config(config).eval()
+
+
+def residuals(model: ChatModel, ids: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
+    seen: dict[int, torch.Tensor] = {}
+
+    def keep(layer: int) -> Any:
+        return lambda residual, hook: seen.__setitem__(layer, residual.clone())
+
+    with torch.inference_mode(), model.hooks([(model.hook_name(i), keep(i)) for i in range(model.n_layers)]):
+        logits = model.hf(ids, use_cache=False).logits
+    return [seen[i] for i in range(model.n_layers)], logits
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_hosted_model_gives_the_residuals_and_logits_of_plain_transformers(
+    architecture: str, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    plain = tiny(architecture, len(tokenizer), **ARCHITECTURES[architecture])
+    twin = copy.deepcopy(plain)
+    model = load_model((plain, tokenizer))
+    ids = torch.tensor([model.render(MESSAGES)])
+    with torch.inference_mode():
+        expected = twin(ids, output_hidden_states=True, use_cache=False)
+        normed = twin.model.norm
+    ours, logits = residuals(model, ids)
+    assert torch.equal(logits, expected.logits)
+    for layer in range(model.n_layers - 1):
+        assert torch.equal(ours[layer], expected.hidden_states[layer + 1])
+    with torch.inference_mode():
+        assert torch.equal(normed(ours[-1]), expected.hidden_states[-1])
+    assert not torch.allclose(ours[-1], expected.hidden_states[-1]), "the last residual is taken before the final norm"
+
+
+def test_the_full_bridge_has_attention_hooks_and_the_same_residuals(
+    plain_pocket: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    slim, full = load_model((copy.deepcopy(plain_pocket), tokenizer)), load_model((plain_pocket, tokenizer), hooks="full")
+    ids = torch.tensor([slim.render(MESSAGES)])
+    for ours, theirs in zip(residuals(slim, ids)[0], residuals(full, ids)[0], strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-3)
+    assert "blocks.0.attn.hook_pattern" in full.bridge.hook_dict
+    assert "blocks.0.attn.hook_pattern" not in slim.bridge.hook_dict
+
+
+def test_the_users_tokenizer_is_not_changed_by_a_full_bridge(
+    plain_pocket: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    before = (tokenizer.chat_template, tokenizer.bos_token, tokenizer.eos_token, tokenizer.padding_side)
+    load_model((plain_pocket, tokenizer), hooks="full")
+    assert (tokenizer.chat_template, tokenizer.bos_token, tokenizer.eos_token, tokenizer.padding_side) == before
+
+
+def test_the_pocket_model_loads_by_name_and_by_folder_as_the_same_model(pocket: ChatModel) -> None:
+    by_folder = load_model(str(weights_folder()))
+    assert by_folder.fingerprint.weights == pocket.fingerprint.weights
+    assert by_folder.fingerprint.lineage == pocket.fingerprint.lineage
+    assert pocket.trait_set == "pocket"
+
+
+def test_a_booted_bridge_is_taken_as_it_is(plain_pocket: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    first = load_model((plain_pocket, tokenizer))
+    first.bridge.tokenizer = tokenizer
+    again = load_model(first.bridge)
+    assert again.bridge is first.bridge
+    ids = torch.tensor([first.render(MESSAGES)])
+    assert torch.equal(residuals(again, ids)[1], residuals(first, ids)[1])
+
+
+def test_a_second_bridge_over_a_bridged_model_is_refused(plain_pocket: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    load_model((plain_pocket, tokenizer))
+    with pytest.raises(ModelLoadError, match="already hosted"):
+        load_model((plain_pocket, tokenizer))
+
+
+def test_an_unknown_model_says_what_was_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(ModelLoadError, match=r"(?s)nobody/such-model.*offline"):
+        load_model("nobody/such-model")
+
+
+def test_a_model_without_chat_template_is_refused(plain_pocket: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    bare = copy.deepcopy(tokenizer)
+    bare.chat_template = None
+    with pytest.raises(ModelLoadError, match="no chat template"):
+        load_model((plain_pocket, bare))
+
+
+def test_a_template_that_rewrites_the_prompt_is_refused(plain_pocket: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    shifty = copy.deepcopy(tokenizer)
+    shifty.chat_template = "{{ messages | length }}" + str(tokenizer.chat_template)
+    with pytest.raises(ModelLoadError, match="changes the prompt"):
+        load_model((plain_pocket, shifty))
+
+
+def test_a_template_with_two_bos_tokens_is_refused(plain_pocket: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    doubled = copy.deepcopy(tokenizer)
+    doubled.bos_token = "<|endoftext|>"
+    doubled.chat_template = "<|endoftext|><|endoftext|>" + str(tokenizer.chat_template)
+    with pytest.raises(ModelLoadError, match="2 BOS"):
+        load_model((plain_pocket, doubled))
+
+
+def test_a_layer_that_does_not_exist_is_an_error(pocket: ChatModel) -> None:
+    with pytest.raises(ValueError, match=f"layers 0 to {pocket.n_layers - 1}"):
+        pocket.hook_name(pocket.n_layers)
+    assert pocket.hook_name(0) == "blocks.0.hook_resid_post"
+
+
+def test_hooks_are_undone_after_an_exception(pocket: ChatModel) -> None:
+    ids = torch.tensor([pocket.render(MESSAGES)])
+    before = residuals(pocket, ids)[1]
+    with pytest.raises(RuntimeError, match="inside"), pocket.hooks([(pocket.hook_name(1), lambda residual, hook: residual + 1)]):
+        assert not torch.equal(pocket.hf(ids, use_cache=False).logits, before)
+        raise RuntimeError("inside")
+    assert torch.equal(residuals(pocket, ids)[1], before)
+
+
+def test_the_fingerprint_sees_weights_template_and_lineage(
+    plain_pocket: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    base = fingerprint(plain_pocket, tokenizer, "a")
+    finetuned = copy.deepcopy(plain_pocket)
+    with torch.no_grad():
+        finetuned.model.layers[2].mlp.up_proj.weight.add_(0.01)
+    changed = fingerprint(finetuned, tokenizer, "a")
+    assert changed.weights != base.weights
+    assert changed.lineage == base.lineage
+    other = copy.deepcopy(tokenizer)
+    other.chat_template = str(other.chat_template) + "\n"
+    assert fingerprint(plain_pocket, other, "a").lineage != base.lineage
+    assert weight_hash(copy.deepcopy(plain_pocket)) == base.weights
+
+
+def test_every_end_token_is_collected_and_none_is_an_error(
+    plain_pocket: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    assert set(stop_ids(plain_pocket, tokenizer)) == set(tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"]))
+    endless, mute = copy.deepcopy(plain_pocket), copy.deepcopy(tokenizer)
+    endless.config.eos_token_id = None
+    endless.generation_config.eos_token_id = None
+    mute.eos_token = None
+    with pytest.raises(ModelLoadError, match="no end token"):
+        stop_ids(endless, mute)
+
+
+def test_the_transformers_logger_keeps_its_level() -> None:
+    import logging
+
+    logger = logging.getLogger("transformers")
+    before = logger.level
+    logger.setLevel(logging.WARNING)
+    load_model("pocket")
+    assert logger.level == logging.WARNING
+    logger.setLevel(before)

@@ -1,0 +1,33 @@
+"""The README's Python runs as it stands (at a smaller scale), and its commands exist."""
+
+import re
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+import persona_lens as pl
+from persona_lens.cli import app
+from persona_lens.extraction import ExtractionSettings
+
+README = Path(__file__).parent.parent / "README.md"
+
+
+def test_the_quick_start_runs(small_settings: ExtractionSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.S)[0]
+    real = pl.extract
+
+    def smaller(*args: object, **kwargs: object) -> object:
+        return real(*args, settings=small_settings, **kwargs)  # pyright: ignore[reportCallIssue, reportArgumentType]
+
+    monkeypatch.setattr(pl, "extract", smaller)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, str(README), "exec"), {})
+    assert list(tmp_path.glob("runs/*/report.html"))
+
+
+def test_the_commands_of_the_table_exist() -> None:
+    listed = re.findall(r"^\| `persona-lens (\w+)", README.read_text(), flags=re.M)
+    assert set(listed) == {"demo", "extract", "report", "traits", "pocket"}
+    for command in listed:
+        assert CliRunner().invoke(app, [command, "--help"]).exit_code == 0
