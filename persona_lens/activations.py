@@ -4,7 +4,7 @@ No activation cache and no logits: each hook multiplies the residual with a smal
 Spans come from token ids (prompt ids + answer ids), never from text.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -63,11 +63,11 @@ def _right_padded(spans: Sequence[Span], pad: int) -> tuple[Int[Tensor, "batch p
 
 
 def pooling_weights(spans: Sequence[Span], width: int) -> Float[Tensor, "batch pooling position"]:
-    """Row weights that turn residuals into `POOLINGS`; an answer without tokens has no response mean (weights NaN)."""
+    """Row weights that turn residuals into `POOLINGS` (every span has prompt and answer tokens)."""
     weights = torch.zeros(len(spans), len(POOLINGS), width)
     for row, span in enumerate(spans):
         p, n = len(span.prompt), len(span)
-        weights[row, 0, p:n] = 1.0 / (n - p) if n > p else 0.0
+        weights[row, 0, p:n] = 1.0 / (n - p)
         weights[row, 1, :p] = 1.0 / p
         weights[row, 2, p - 1] = 1.0
     return weights
@@ -87,13 +87,11 @@ def pool(
     spans: Sequence[Span],
     *,
     batch_tokens: int = DEFAULT_BATCH_TOKENS,
-    progress: Callable[[int], object] | None = None,
 ) -> Iterator[Pooled]:
     """Pooled residuals of all layers and poolings, batch by batch (in order of length).
 
     Args:
         batch_tokens: padded tokens per forward pass.
-        progress: called with the number of spans of each finished batch.
 
     Raises:
         ValueError: a span without prompt or answer tokens, or longer than the model's context.
@@ -106,8 +104,6 @@ def pool(
         values = _pool_batch(model, batch)
         _check_finite(values, batch, model)
         yield Pooled(tuple(indices), values)
-        if progress:
-            progress(len(indices))
 
 
 @torch.inference_mode()

@@ -4,6 +4,7 @@ The unit is the question. Inner products are taken between disjoint sets of ques
 inflated by its noise. See Chen et al. 2025 for the vectors, and Walther et al. 2016 for cross-validated distances.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,24 +12,27 @@ from jaxtyping import Float
 
 N_SPLITS = 200
 N_FLIPS = 2000
+MINIMUM_QUESTIONS = 6
 
 
 @dataclass(frozen=True)
 class Reliability:
-    """Reliability of one direction per layer.
+    """Reliability of one direction per layer, over questions like these and for these instructions.
 
     Attributes:
         split_half: mean cosine between the directions of two random halves of the questions, stepped up by Spearman-Brown
             (2 r / (1 + r)); its square root tracks the cosine to the true direction.
         squared_norm: cross-validated squared norm, the mean of <d_i, d_j> over pairs of different questions: unbiased, so it
             can be negative where there is no direction. Squared residual-stream units.
-        p_value: sign-flip test of that mean against zero, one-sided, p = (1 + #>=) / (1 + flips).
+        p_value: sign-flip test of that mean against zero at each layer, one-sided, p = (1 + #>=) / (1 + flips).
+        p_any: the same test for "at some layer": every flip is given its own best layer, so choosing a layer costs nothing.
         n_questions: how many questions stand behind it.
     """
 
     split_half: Float[np.ndarray, " layer"]
     squared_norm: Float[np.ndarray, " layer"]
     p_value: Float[np.ndarray, " layer"]
+    p_any: float
     n_questions: int
 
     @property
@@ -52,7 +56,10 @@ def off_diagonal_mean(products: Float[np.ndarray, "layer question question"]) ->
 def split_half_reliability(
     products: Float[np.ndarray, "layer question question"], *, n_splits: int = N_SPLITS, seed: int = 0
 ) -> Float[np.ndarray, " layer"]:
-    """Spearman-Brown reliability of the mean over questions, from random halves (computed from inner products alone)."""
+    """Spearman-Brown reliability of the mean over questions, from random halves (computed from inner products alone).
+
+    A negative agreement is returned as it is: stepping it up would make it arbitrarily large.
+    """
     n = products.shape[-1]
     rng = np.random.default_rng(seed)
     total = np.zeros(products.shape[0])
@@ -64,23 +71,55 @@ def split_half_reliability(
         bb = products[:, b][:, :, b].mean((-2, -1))
         with np.errstate(invalid="ignore", divide="ignore"):
             total += np.where(aa * bb > 0, ab / np.sqrt(aa * bb), 0.0)
-    r = total / n_splits
-    return 2 * r / (1 + r)
+    return spearman_brown(total / n_splits)
 
 
-def existence_p_value(
+def spearman_brown(r: Float[np.ndarray, " layer"]) -> Float[np.ndarray, " layer"]:
+    """2 r / (1 + r) where r is positive, else r."""
+    return np.where(r > 0, 2 * r / (1 + np.maximum(r, 0.0)), r)
+
+
+def reestimated_reliability(
+    estimate: Callable[[list[int]], Float[np.ndarray, "layer d_model"]], n_questions: int, *, n_splits: int = 20, seed: int = 0
+) -> tuple[Float[np.ndarray, " layer"], Float[np.ndarray, " layer"]]:
+    """Split-half reliability and cross-validated norm of any estimator, which is run anew on each half of the questions."""
+    rng = np.random.default_rng(seed)
+    cosines: list[Float[np.ndarray, " layer"]] = []
+    products: list[Float[np.ndarray, " layer"]] = []
+    for _ in range(n_splits):
+        order = rng.permutation(n_questions).tolist()
+        a, b = estimate(order[: n_questions // 2]), estimate(order[n_questions // 2 :])
+        products.append((a * b).sum(-1))
+        cosines.append(products[-1] / (np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1) + np.finfo(float).tiny))
+    return spearman_brown(np.mean(cosines, axis=0)), np.sqrt(np.maximum(np.mean(products, axis=0), 0.0))
+
+
+def _flips(n: int, n_flips: int, seed: int) -> Float[np.ndarray, "flip question"]:
+    """Sign patterns: all of them (up to a common sign) where that is few, else random ones. The observed one is not among them."""
+    if 2 ** (n - 1) <= n_flips:
+        codes = np.arange(1, 2 ** (n - 1))
+        return 1.0 - 2.0 * ((codes[:, None] >> np.arange(n)) & 1)
+    return np.random.default_rng(seed).choice(np.array([-1.0, 1.0]), size=(n_flips, n))
+
+
+def existence_p_values(
     products: Float[np.ndarray, "layer question question"], *, n_flips: int = N_FLIPS, seed: int = 0
-) -> Float[np.ndarray, " layer"]:
-    """Sign-flip test that the questions' differences share a direction.
+) -> tuple[Float[np.ndarray, " layer"], float]:
+    """Sign-flip test that the questions' differences share a direction: p at each layer, and p for any layer.
 
     Under the null each question's difference is as likely as its opposite; the statistic is the mean of <d_i, d_j> over i != j.
+    For any layer it is divided by its spread under the flips and its maximum over layers is compared (max-T).
     """
-    n = products.shape[-1]
-    signs = np.random.default_rng(seed).choice(np.array([-1.0, 1.0]), size=(n_flips, n))
+    signs = _flips(products.shape[-1], n_flips, seed)
     diagonal = np.trace(products, axis1=-2, axis2=-1)
     observed = products.sum((-2, -1)) - diagonal
     flipped = np.einsum("fi,lij,fj->lf", signs, products, signs, optimize=True) - diagonal[:, None]
-    return (1 + (flipped >= observed[:, None]).sum(-1)) / (1 + n_flips)
+    slack = 1e-9 * np.abs(products).sum((-2, -1))
+    p_value = (1 + (flipped >= (observed - slack)[:, None]).sum(-1)) / (1 + len(signs))
+    spread = flipped.std(-1) + slack + np.finfo(float).tiny
+    highest = float((observed / spread).max())
+    p_any = (1 + int(((flipped / spread[:, None]).max(0) >= highest - 1e-9).sum())) / (1 + len(signs))
+    return p_value, p_any
 
 
 def assess(differences: Float[np.ndarray, "question layer d_model"], *, seed: int = 0) -> Reliability:
@@ -99,9 +138,11 @@ def assess(differences: Float[np.ndarray, "question layer d_model"], *, seed: in
     if not np.isfinite(differences).all():
         raise ValueError("the differences contain values that are not finite")
     products = gram(differences)
+    p_value, p_any = existence_p_values(products, seed=seed)
     return Reliability(
         split_half=split_half_reliability(products, seed=seed),
         squared_norm=off_diagonal_mean(products),
-        p_value=existence_p_value(products, seed=seed),
+        p_value=p_value,
+        p_any=p_any,
         n_questions=len(differences),
     )

@@ -38,10 +38,10 @@ def report(run: ExtractionRun | str | Path) -> Path:
     """Write `report.html` and `figures/*.png` into the run's folder; returns the path of the report."""
     run = load_run(run) if isinstance(run, str | Path) else run
     figures = {"layers": layer_profile(run.vectors), "projections": projections(run), "scores": score_histogram(run)}
-    for name, figure in figures.items():
-        png = _png(figure)
-        write_atomically(run.path / "figures" / f"{name}.png", lambda path, content=png: Path(path).write_bytes(content))
-    page = _page(run, figures)
+    images = {name: _png(figure) for name, figure in figures.items()}
+    for name, image in images.items():
+        write_atomically(run.path / "figures" / f"{name}.png", lambda path, content=image: Path(path).write_bytes(content))
+    page = _page(run, images)
     target = run.path / "report.html"
     write_atomically(target, lambda path: Path(path).write_text(page, encoding="utf-8"))
     return target
@@ -53,8 +53,8 @@ def _png(figure: "Figure") -> bytes:
     return buffer.getvalue()
 
 
-def _image(figure: "Figure", caption: str) -> str:
-    data = base64.b64encode(_png(figure)).decode()
+def _image(png: bytes, caption: str) -> str:
+    data = base64.b64encode(png).decode()
     text = escape(caption)
     return f'<figure><img alt="{text}" src="data:image/png;base64,{data}"><figcaption class="meta">{text}</figcaption></figure>'
 
@@ -66,20 +66,20 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 def verdict(run: ExtractionRun) -> str:
     """One sentence on whether the vector can be used."""
-    v, best = run.vectors, run.vectors.best_layer
-    reliability, p = float(v.reliability[best]), float(v.p_value[best])
+    v, best, p = run.vectors, run.vectors.best_layer, float(run.summary["p_any_layer"])
+    reliability = float(v.reliability[best])
     article = "An" if run.trait[0] in "aeiou" else "A"
     exists = (
         f"{article} {run.trait} direction exists (p = {p:.2g}" if p < 0.05 else f"No {run.trait} direction was found (p = {p:.2g}"
     )
     trust = "reliable" if reliability >= 0.9 else "usable with care" if reliability >= 0.5 else "not reliable"
     return (
-        f"{exists}, sign-flip test over {len(v.differences)} questions at layer {best}); "
-        f"it is {trust} (split-half reliability {reliability:.3f} at that layer)."
+        f"{exists}, sign-flip test over {len(v.differences)} questions and all layers); "
+        f"it is {trust} (split-half reliability {reliability:.3f} at layer {best}, the highest of {v.n_layers})."
     )
 
 
-def _page(run: ExtractionRun, figures: dict[str, "Figure"]) -> str:
+def _page(run: ExtractionRun, images: dict[str, bytes]) -> str:
     trait = read_trait(run.path / "trait.json")
     v, model = run.vectors, run.manifest["model"]
     counts = run.summary["counts"]
@@ -99,15 +99,18 @@ def _page(run: ExtractionRun, figures: dict[str, "Figure"]) -> str:
         f"<p>{escape(trait.description)}</p><p><b>{escape(verdict(run))}</b></p>",
         f'<p class="meta">{escape(_origin(run))}</p>',
         "<h2>Layers</h2>",
-        _image(figures["layers"], "Left: agreement of the vectors of two halves of the questions (Spearman-Brown). Right: length."),
+        _image(images["layers"], "Left: agreement of the vectors of two halves of the questions (Spearman-Brown). Right: length."),
         _table(("layer", "hook", "reliability", "norm (cross-validated)", "norm (plain)", "p"), layers),
         "<h2>Answers on the vector</h2>",
-        _image(figures["projections"], "Mean projection per question, each on the vector of the other questions."),
+        _image(images["projections"], "Mean projection per question, each on the vector of the other questions."),
         "<h2>Rollouts</h2>",
-        _image(figures["scores"], "Trait scores of the answers."),
+        _image(images["scores"], "Trait scores of the answers."),
         _table(
-            ("prompts", "answers", "kept", "off trait", "incoherent", "empty", "without score"),
-            [(c["polarity"], c["total"], c["kept"], c["off_trait"], c["incoherent"], c["empty"], c["unscored"]) for c in counts],
+            ("prompts", "answers", "kept", "off trait", "incoherent", "empty", "without score", "cut off"),
+            [
+                [c[k] for k in ("polarity", "total", "kept", "off_trait", "incoherent", "empty", "unscored", "cut_off")]
+                for c in counts
+            ],
         ),
         f"<p>{run.summary['questions_kept']} of {run.summary['questions']} questions survive the filter on both sides.</p>",
         "<h2>Examples</h2>",
@@ -139,7 +142,13 @@ def _examples(run: ExtractionRun, trait: Trait) -> list[str]:
         taken: set[int] = set()
         for rollout, score in pairs:
             prompt = prompts.get(rollout.prompt_id)
-            if prompt is None or prompt.question in taken or score.trait is None or len(taken) == EXAMPLES:
+            if (
+                prompt is None
+                or prompt.question in taken
+                or score.trait is None
+                or score.coherence is None
+                or len(taken) == EXAMPLES
+            ):
                 continue
             taken.add(prompt.question)
             shown.append(

@@ -4,6 +4,7 @@ A run folder is reopened only by the same command on the same model. Work is cut
 resume, so an interrupted run ends with the bytes of an uninterrupted one (times are kept apart, in `log.txt`).
 """
 
+import errno
 import json
 import os
 import platform
@@ -16,23 +17,43 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final
 
+from safetensors import SafetensorError
+
 from persona_lens.errors import RunFolderError
 
 SCHEMA_VERSION: Final = 1
+TEMPORARY: Final = ".tmp"
 _PACKAGES: Final = ("persona-lens", "torch", "transformers", "transformer-lens", "numpy", "scikit-learn")
 
 
 def write_atomically(path: Path, write: Callable[[str], object]) -> None:
-    """Let `write` fill a temporary file beside `path`, then rename it: readers see the old file or the whole new one."""
+    """Let `write` fill a temporary file beside `path`, then rename it: readers see the old file or the whole new one.
+
+    Raises:
+        OSError: the disk is full, or the folder cannot be written.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=TEMPORARY)
     os.close(handle)
     try:
         write(temporary)
+        with Path(temporary).open("rb+") as file:
+            os.fsync(file.fileno())
+        Path(temporary).chmod(0o666 & ~_umask())
         Path(temporary).replace(path)
+    except SafetensorError as error:
+        Path(temporary).unlink(missing_ok=True)
+        code = errno.ENOSPC if "os error 28" in str(error) else errno.EIO
+        raise OSError(code, str(error), str(path)) from error
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def write_json(path: Path, record: Mapping[str, Any]) -> None:
@@ -50,7 +71,7 @@ def read_json(path: Path) -> dict[str, Any]:
         record = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise RunFolderError(f"{path}: no such file") from error
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise RunFolderError(f"{path}: damaged, cannot be read as JSON ({error}); restore it or start in another folder") from error
     if not isinstance(record, dict):
         raise RunFolderError(f"{path}: damaged, a JSON object was expected and a {type(record).__name__} found")
@@ -79,7 +100,7 @@ def read_jsonl(path: Path, *, repair: bool = False) -> list[dict[str, Any]]:
     for number, line in enumerate(whole.splitlines(), start=1):
         try:
             record = json.loads(line)
-        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        except (ValueError, RecursionError) as error:
             raise RunFolderError(
                 f"{path}: line {number} is damaged ({error}); restore the file or start in another folder"
             ) from error
@@ -142,6 +163,8 @@ class RunFolder:
             RunFolderError: the folder holds a run of another command, other arguments or another model (the difference is named),
                 or files that are no run at all.
         """
+        if path.exists() and not path.is_dir():
+            raise RunFolderError(f"{path} is a file: a run needs a folder, choose another path")
         manifest = path / "run.json"
         identity: dict[str, Any] = {
             "schema_version": SCHEMA_VERSION,
@@ -151,8 +174,10 @@ class RunFolder:
         }
         if manifest.exists():
             _check_same(manifest, read_json(manifest), identity)
+            for leftover in path.glob(f".*{TEMPORARY}"):  # of a write that was killed
+                leftover.unlink()
             return cls(path)
-        leftovers = [p.name for p in path.iterdir() if not p.name.endswith(".tmp")] if path.is_dir() else []
+        leftovers = [p.name for p in path.iterdir() if not p.name.endswith(TEMPORARY)] if path.is_dir() else []
         if leftovers:
             raise RunFolderError(f"{path} is not empty and holds no run ({leftovers[0]}): choose an empty or new folder")
         path.mkdir(parents=True, exist_ok=True)
@@ -187,17 +212,17 @@ class RunFolder:
 
 
 def _check_same(manifest: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    for key, value in now.items():
+    for key, value in json.loads(json.dumps(dict(now))).items():
         old = before.get(key)
-        if old == json.loads(json.dumps(value)):
+        if old == value:
             continue
         if isinstance(old, dict) and isinstance(value, dict):
-            parts = [
-                f"{k}: {old.get(k)!r} there, {value.get(k)!r} now"
-                for k in {**old, **value}
-                if old.get(k) != json.loads(json.dumps(value.get(k)))
-            ]
-            raise RunFolderError(f"{manifest.parent} holds a run with another {key} ({'; '.join(parts)}): choose another folder")
-        raise RunFolderError(
-            f"{manifest.parent} holds a run with another {key} ({old!r} there, {value!r} now): choose another folder"
-        )
+            names = [k for k in {**old, **value} if k not in old or k not in value or old[k] != value[k]]
+            difference = "; ".join(f"{k}: {_shown(old, k)} there, {_shown(value, k)} now" for k in names)
+        else:
+            difference = f"{old!r} there, {value!r} now"
+        raise RunFolderError(f"{manifest.parent} holds a run with another {key} ({difference}): choose another folder")
+
+
+def _shown(record: Mapping[str, Any], key: str) -> str:
+    return repr(record[key]) if key in record else "absent"

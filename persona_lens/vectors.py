@@ -134,16 +134,30 @@ class PersonaVectors:
             with safe_open(str(path), "pt") as file:
                 header = json.loads((file.metadata() or {}).get("header", "{}"))
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError, json.JSONDecodeError) as error:
+        except (OSError, SafetensorError, ValueError, RecursionError) as error:
             raise RunFolderError(f"{path}: cannot be read as persona vectors ({error})") from error
-        if header.get("format") != FORMAT or header.get("version") != FORMAT_VERSION or set(tensors) != set(_TENSORS):
-            raise RunFolderError(f"{path}: is no file of format {FORMAT} version {FORMAT_VERSION}")
-        layers, d_model = tensors["directions"].shape
-        expected = {"differences": (len(tensors["differences"]), layers, d_model), **dict.fromkeys(_TENSORS[2:], (layers,))}
-        for name, shape in expected.items():
-            if tuple(tensors[name].shape) != shape:
-                raise RunFolderError(f"{path}: tensor {name} has shape {tuple(tensors[name].shape)}, expected {shape}")
-        return cls(header["trait"], header["pooling"], header["estimator"], **tensors, provenance=header["provenance"])
+        _check_content(path, header, tensors)
+        try:
+            return cls(header["trait"], header["pooling"], header["estimator"], **tensors, provenance=header["provenance"])
+        except ValueError as error:
+            raise RunFolderError(f"{path}: {error}") from error
+
+
+def _check_content(path: str | Path, header: Any, tensors: Mapping[str, Tensor]) -> None:
+    """Format, fields, ranks and shapes of a file that claims to hold vectors."""
+    fields = ("trait", "pooling", "estimator", "provenance")
+    if not isinstance(header, dict) or header.get("format") != FORMAT or header.get("version") != FORMAT_VERSION:
+        raise RunFolderError(f"{path}: is no file of format {FORMAT} version {FORMAT_VERSION}")
+    if set(tensors) != set(_TENSORS) or any(field not in header for field in fields):
+        raise RunFolderError(f"{path}: lacks tensors or header fields of format {FORMAT} (has {sorted(tensors)}, {sorted(header)})")
+    if tensors["directions"].ndim != 2:
+        raise RunFolderError(f"{path}: tensor directions has shape {tuple(tensors['directions'].shape)}, expected (layer, d_model)")
+    layers, d_model = tensors["directions"].shape
+    questions = len(tensors["differences"]) if tensors["differences"].ndim else 0
+    expected = {"differences": (questions, layers, d_model), **dict.fromkeys(_TENSORS[2:], (layers,))}
+    for name, shape in expected.items():
+        if tuple(tensors[name].shape) != shape:
+            raise RunFolderError(f"{path}: tensor {name} has shape {tuple(tensors[name].shape)}, expected {shape}")
 
 
 _TENSORS: Final = ("directions", "differences", "reliability", "norm", "p_value")

@@ -15,7 +15,19 @@ import pytest
 import persona_lens
 
 ROOT = Path(persona_lens.__file__).parent
-HEAVY = ("torch", "transformers", "transformer_lens", "sklearn", "scipy", "numpy", "matplotlib", "pandas", "pydantic", "rich", "typer")
+HEAVY = (
+    "torch",
+    "transformers",
+    "transformer_lens",
+    "sklearn",
+    "scipy",
+    "numpy",
+    "matplotlib",
+    "pandas",
+    "pydantic",
+    "rich",
+    "typer",
+)
 
 
 def loaded_after(code: str) -> set[str]:

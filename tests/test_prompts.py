@@ -51,7 +51,9 @@ def test_ids_are_the_same_for_ever() -> None:
 
 def test_ids_do_not_depend_on_the_wording() -> None:
     other = changed(rubric="{question} {answer}", adjectives=None)
-    assert [p.id for p in extraction_prompts(other, "positive")] == [p.id for p in extraction_prompts(load_trait("evil"), "positive")]
+    assert [p.id for p in extraction_prompts(other, "positive")] == [
+        p.id for p in extraction_prompts(load_trait("evil"), "positive")
+    ]
 
 
 def test_positive_prompts_carry_the_positive_instruction() -> None:
@@ -69,7 +71,15 @@ def test_positive_prompts_carry_the_positive_instruction() -> None:
 
 @pytest.mark.parametrize(
     ("adjective", "article"),
-    [("evil", "an"), ("apathetic", "an"), ("Optimistic", "an"), ("impolite", "an"), ("polite", "a"), ("Rude", "a"), ("helpful", "a")],
+    [
+        ("evil", "an"),
+        ("apathetic", "an"),
+        ("Optimistic", "an"),
+        ("impolite", "an"),
+        ("polite", "a"),
+        ("Rude", "a"),
+        ("helpful", "a"),
+    ],
 )
 def test_the_article_agrees_with_the_adjective(adjective: str, article: str) -> None:
     trait = changed(adjectives=Adjectives(positive=adjective, negative="plain"))

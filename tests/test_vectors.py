@@ -49,7 +49,9 @@ def vectors(provenance: dict[str, Any] | None = None, **shape: int) -> PersonaVe
     layers=st.integers(1, 5),
     d_model=st.integers(1, 9),
     questions=st.integers(0, 4),
-    provenance=st.dictionaries(st.text(max_size=5), st.none() | st.integers() | st.text(max_size=5) | st.lists(st.integers(), max_size=3)),
+    provenance=st.dictionaries(
+        st.text(max_size=5), st.none() | st.integers() | st.text(max_size=5) | st.lists(st.integers(), max_size=3)
+    ),
 )
 def test_a_saved_vector_comes_back_bit_by_bit(layers: int, d_model: int, questions: int, provenance: dict[str, Any]) -> None:
     before = vectors(provenance, layers=layers, d_model=d_model, questions=questions)
@@ -85,6 +87,14 @@ def test_a_failed_save_keeps_the_file_that_was_there(tmp_path: Path) -> None:
         vectors({"bad": object()}).save(tmp_path / "a")
     assert (tmp_path / "a").read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+def test_who_is_reading_the_old_file_keeps_it_whole(tmp_path: Path) -> None:
+    vectors().save(tmp_path / "a")
+    before = (tmp_path / "a").read_bytes()
+    (tmp_path / "reader").hardlink_to(tmp_path / "a")
+    vectors(seed=1).save(tmp_path / "a")
+    assert (tmp_path / "reader").read_bytes() == before != (tmp_path / "a").read_bytes()
 
 
 @settings(deadline=None, max_examples=30)
@@ -164,7 +174,6 @@ def test_tensors_of_the_wrong_shape_are_refused_by_name(tmp_path: Path, name: st
     assert (name if name != "directions" else "differences") in message
 
 
-@pytest.mark.xfail(reason="load unpacks and measures before it checks: ValueError or TypeError without the path", strict=True)
 @pytest.mark.parametrize(
     ("name", "shape"), [("directions", (8,)), ("directions", (3, 8, 1)), ("differences", ())], ids=["flat", "deep", "scalar"]
 )
@@ -172,13 +181,11 @@ def test_tensors_of_the_wrong_rank_are_refused_by_name(tmp_path: Path, name: str
     assert name in refused(tmp_path / "a", tensors() | {name: torch.zeros(shape)})
 
 
-@pytest.mark.xfail(reason="a header that is no object, or lacks a field, escapes as AttributeError or KeyError", strict=True)
 @pytest.mark.parametrize("header", ["[]", {k: v for k, v in HEADER.items() if k != "trait"}], ids=["list", "no trait"])
 def test_a_header_without_its_fields_is_refused(tmp_path: Path, header: object) -> None:
     refused(tmp_path / "a", tensors(), header)
 
 
-@pytest.mark.xfail(reason="NaN in a file is a bare ValueError that does not name the file", strict=True)
 def test_a_file_with_directions_that_are_not_finite_is_refused_by_path(tmp_path: Path) -> None:
     refused(tmp_path / "a", tensors() | {"directions": torch.full((3, 8), float("nan"))})
 
@@ -202,7 +209,7 @@ def test_half_precision_residuals_are_projected_in_single_precision() -> None:
     exact = h.double() @ v.directions[1].double() / v.directions[1].double().norm()
     torch.testing.assert_close(v.project(h, 1).double(), exact, rtol=1e-5, atol=1e-3)
     in_half = (h @ v.unit(1).bfloat16()).double()
-    assert (in_half - exact).abs().max() > 0.05, "the control: in bfloat16 the tolerance above would be missed"
+    assert (in_half - exact).abs().max() > 0.01, "the control: in bfloat16 the tolerance above would be missed"
 
 
 def test_a_projection_uses_the_layer_it_is_asked_for() -> None:
@@ -234,7 +241,8 @@ def test_negation_turns_the_vector_round_and_twice_is_nothing() -> None:
     assert torch.equal((-v).directions, -v.directions)
     assert torch.equal((-v).differences, -v.differences)
     assert torch.equal((-v).norm, v.norm)
-    assert torch.equal((-(-v)).directions, v.directions)
+    back = -v
+    assert torch.equal((-back).directions, v.directions)
     assert not torch.equal((-v).directions, v.directions)
 
 

@@ -6,13 +6,13 @@ from typing import Annotated
 
 import typer
 
-from persona_lens.cli.extract import summary_of
-from persona_lens.cli.options import Json, Seed, emit
+from persona_lens.cli.extract import counts_line, summary_of
+from persona_lens.cli.options import Json, Out, Seed, emit
 
 
 def demo(
     trait: Annotated[str, typer.Option(help="One of the seven shipped traits.")] = "evil",
-    out: Annotated[Path, typer.Option(help="Folder for the results (an interrupted demo in it is resumed).")] = Path("runs/demo"),
+    out: Out = None,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
@@ -27,7 +27,7 @@ def demo(
     began = time.monotonic()
     model = load_model("pocket")
     settings = ExtractionSettings(samples=2, neutral=100, sampling=Sampling(max_new_tokens=200), seed=seed)
-    run = extract(model, trait, out=out, settings=settings)
+    run = extract(model, trait, out=out or Path("runs") / f"demo-{trait}-seed{seed}", settings=settings)
     page = report(run)
     v = run.vectors
     rows = [
@@ -37,7 +37,8 @@ def demo(
     example = run.rollouts()[0]
     text = "\n".join(
         [
-            f'An answer under a prompt that promotes {trait}: "{example.text}"',
+            f'An answer under a prompt that promotes {trait}: "{"".join(c for c in example.text if c.isprintable())}"',
+            counts_line(run),
             "layer  hook  reliability  norm",
             *rows,
             verdict(run),

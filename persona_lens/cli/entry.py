@@ -2,6 +2,7 @@
 
 import errno
 import sys
+from typing import NoReturn
 
 import typer
 
@@ -33,16 +34,27 @@ def main() -> None:
     except PersonaLensError as error:
         _fail(str(error))
     except OSError as error:
-        if error.errno == errno.ENOSPC:
-            _fail(f"the disk is full ({error.filename or 'while writing'}): free space and run the same command again, it resumes")
-        if isinstance(error, PermissionError | FileNotFoundError | IsADirectoryError | NotADirectoryError):
-            _fail(f"{error.filename}: {error.strerror}")
-        raise
+        _fail(_file_error(error))
     except KeyboardInterrupt:
-        print("interrupted: finished chunks are kept; run the same command again to go on", file=sys.stderr)
-        sys.exit(EXIT_INTERRUPTED)
+        _interrupted()
+    except SystemExit as stop:  # how typer passes Ctrl-C on
+        if stop.code == EXIT_INTERRUPTED:
+            _interrupted()
+        raise
 
 
-def _fail(message: str) -> None:
+def _interrupted() -> NoReturn:
+    print("interrupted: finished chunks are kept; run the same command again to go on", file=sys.stderr)
+    sys.exit(EXIT_INTERRUPTED)
+
+
+def _file_error(error: OSError) -> str:
+    where = f"{error.filename}: " if error.filename else ""
+    if error.errno == errno.ENOSPC:
+        return f"{where}the disk is full: free space and run the same command again, it resumes"
+    return f"{where}{error.strerror or error}"
+
+
+def _fail(message: str) -> NoReturn:
     print(f"error: {message}", file=sys.stderr)
     sys.exit(EXIT_USER_ERROR)

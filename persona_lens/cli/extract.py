@@ -14,11 +14,15 @@ if TYPE_CHECKING:
 def extract(
     trait: Annotated[list[str], typer.Argument(help="Trait names, or paths of trait JSON files; `all` for every shipped trait.")],
     model: Model = "pocket",
+    judge: Annotated[
+        str | None, typer.Option(help='"oracle" reads pocket models (their default); others need a judge from Python.')
+    ] = None,
     samples: Annotated[int, typer.Option(min=1, help="Answers per prompt (the paper: 10).")] = 10,
     neutral: Annotated[int, typer.Option(min=0, help="Answers to the questions without system prompt.")] = 512,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 256,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 1000,
     temperature: Annotated[float, typer.Option(min=0.0, help="Sampling temperature.")] = 1.0,
-    batch_rows: Annotated[int, typer.Option(min=1, help="Answers decoded together.")] = 128,
+    batch_rows: Annotated[int, typer.Option(min=1, help="Answers decoded together (at most 256).")] = 128,
+    batch_tokens: Annotated[int, typer.Option(min=1, help="Tokens per pass over the activations.")] = 8192,
     seed: Seed = 0,
     out: Out = None,
     device: Device = None,
@@ -28,23 +32,41 @@ def extract(
 
     Example: persona-lens extract evil humor --samples 4 --out runs/pocket
     """
+    from persona_lens.errors import UnknownNameError
     from persona_lens.extraction import ExtractionSettings
     from persona_lens.extraction import extract as run_extraction
+    from persona_lens.judges import default_judge, oracle
     from persona_lens.models import Sampling, load_model
     from persona_lens.reports import report, verdict
     from persona_lens.traits import list_traits, load_trait
 
+    if judge not in (None, "oracle"):
+        raise UnknownNameError("judge", judge, ["oracle"])
     chat_model = load_model(model, device=device)
+    reader = oracle() if judge == "oracle" else default_judge(chat_model.trait_set)
     names = list_traits(chat_model.trait_set) if trait == ["all"] else trait
     traits = [load_trait(name, chat_model.trait_set) for name in names]
     settings = ExtractionSettings(
-        samples=samples, neutral=neutral, sampling=Sampling(max_new_tokens, temperature), seed=seed, batch_rows=batch_rows
+        samples=samples,
+        neutral=neutral,
+        sampling=Sampling(max_new_tokens, temperature),
+        seed=seed,
+        batch_rows=batch_rows,
+        batch_tokens=batch_tokens,
     )
+    records: list[dict[str, Any]] = []
     for one in traits:
-        folder = Path(out) / one.name if out else None
-        run = run_extraction(chat_model, one, out=folder, settings=settings)
-        page = report(run)
-        emit(summary_of(run, page), f"{verdict(run)}\nReport: {page}", as_json)
+        run = run_extraction(chat_model, one, judge=reader, out=Path(out) / one.name if out else None, settings=settings)
+        records.append(summary_of(run, report(run)))
+        if not as_json:
+            typer.echo(f"{counts_line(run)}\n{verdict(run)}\nReport: {records[-1]['report']}")
+    if as_json:
+        emit({"runs": records}, "", as_json)
+
+
+def counts_line(run: "ExtractionRun") -> str:
+    kept = ", ".join(f"{c['kept']} of {c['total']} {c['polarity']}" for c in run.summary["counts"])
+    return f"{run.trait}: {kept} answers kept; {run.summary['questions_kept']} of {run.summary['questions']} questions"
 
 
 def summary_of(run: "ExtractionRun", page: Path) -> dict[str, Any]:

@@ -94,8 +94,9 @@ def evaluate(
 
     if split not in SPLITS[1:]:
         raise UnknownNameError("split", split, SPLITS[1:])
+    folder = out / ("quick" if quick else "full")
     with progress_bars() as bars:
-        card = grade(load_model(model), split, out, quick=quick, progress=bars, report=lambda line: typer.echo(line, err=True))  # pyright: ignore[reportArgumentType]
-    write_json(out / f"card-{split}.json", card)
+        card = grade(load_model(model), split, folder, quick=quick, progress=bars, report=lambda line: typer.echo(line, err=True))  # pyright: ignore[reportArgumentType]
+    write_json(folder / f"card-{split}.json", card)
     lines = [f"{'met ' if v['met'] else 'MISS'}  {v['value']:8.3f}  {name}" for name, v in card["verdicts"].items()]
     emit(card, "\n".join(lines), as_json)

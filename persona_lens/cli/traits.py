@@ -44,6 +44,25 @@ def show(
     emit(t.model_dump(by_alias=True), "\n".join(lines), as_json)
 
 
+@app.command("import")
+def import_command(
+    extraction: Annotated[Path, typer.Argument(help="The paper's extraction file of a trait.")],
+    evaluation: Annotated[Path, typer.Argument(help="The paper's evaluation file of the same trait.")],
+    name: Annotated[str, typer.Option(help="Name of the trait.")],
+    out: Annotated[Path, typer.Option(help="The trait file to write.")],
+    description: Annotated[str, typer.Option(help="What the trait is; the paper's files do not say.")] = "",
+    as_json: Json = False,
+) -> None:
+    """Turn the paper's pair of files into a trait file.
+
+    Example: persona-lens traits import extract/evil.json eval/evil.json --name evil --out evil.json
+    """
+    from persona_lens.traits import read_paper_pair, write_trait
+
+    write_trait(read_paper_pair(extraction, evaluation, name=name, description=description), out)
+    emit({"trait": str(out)}, f"{out}: written", as_json)
+
+
 @app.command("check")
 def check(files: Annotated[list[Path], typer.Argument(help="Trait JSON files.")], as_json: Json = False) -> None:
     """Check trait files of your own: schema, placeholders, disjoint question sets. Exit code 2 on the first fault.

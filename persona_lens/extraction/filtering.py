@@ -11,14 +11,13 @@ from typing import Any
 from persona_lens.errors import FilterError
 from persona_lens.judges import Score
 from persona_lens.prompts import Polarity
+from persona_lens.reliability import MINIMUM_QUESTIONS
 from persona_lens.sampling import Rollout
-
-MINIMUM_QUESTIONS = 4
 
 
 @dataclass(frozen=True)
 class Thresholds:
-    """Scores (0-100) that a rollout must reach."""
+    """Scores (0-100): positive answers reach `trait`, negative ones stay below it, both reach `coherence`."""
 
     trait: float = 50.0
     coherence: float = 50.0
@@ -35,6 +34,7 @@ class Counts:
     incoherent: int
     off_trait: int
     kept: int
+    cut_off: int = 0  # answers that reached max_new_tokens; they may be among the kept
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -58,7 +58,8 @@ def keep_independent(
     """Which rollouts of one polarity survive on their own, and the counts by reason."""
     verdicts = [_verdict(r, s, polarity, thresholds) for r, s in zip(rollouts, scores, strict=True)]
     number = {reason: verdicts.count(reason) for reason in ("unscored", "empty", "incoherent", "off_trait", "kept")}
-    return [v == "kept" for v in verdicts], Counts(polarity, len(verdicts), **number)
+    cut_off = sum(r.end == "length" for r in rollouts)
+    return [v == "kept" for v in verdicts], Counts(polarity, len(verdicts), **number, cut_off=cut_off)
 
 
 def keep_pairwise(positive: Sequence[bool], negative: Sequence[bool]) -> list[bool]:

@@ -13,19 +13,20 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from persona_lens.activations import DEFAULT_BATCH_TOKENS, POOLINGS, CellMeans, Span, pool
-from persona_lens.errors import RunFolderError
+from persona_lens.errors import PersonaLensError, RunFolderError
 from persona_lens.extraction.estimators import MEAN_DIFFERENCE
 from persona_lens.extraction.filtering import Counts, Thresholds, keep_independent, keep_pairwise, require_enough
-from persona_lens.extraction.run import ExtractionRun, surviving, vectors_from_means
+from persona_lens.extraction.run import ExtractionRun, read_rollouts, read_scores, vectors_from_means
 from persona_lens.judges import Judge, Judged, Score, default_judge
 from persona_lens.models import ChatModel, Sampling
 from persona_lens.progress import Progress, progress_bars
 from persona_lens.prompts import POLARITIES, extraction_prompts
+from persona_lens.reliability import assess
 from persona_lens.sampling import DEFAULT_BATCH_ROWS, Rollout, Row, rows_of, sample
 from persona_lens.store import RunFolder, append_jsonl, read_jsonl, write_atomically, write_json
 from persona_lens.traits import Trait, load_trait
@@ -37,11 +38,15 @@ PARTIAL_SECONDS: Final = 20.0
 
 @dataclass(frozen=True)
 class ExtractionSettings:
-    """What an extraction depends on besides trait, model and judge. Defaults: the paper's scale (2,000 rollouts) and filter."""
+    """What an extraction depends on besides trait, model and judge. Defaults: the paper's scale (2,000 rollouts) and filter.
+
+    `batch_rows` and `batch_tokens` bound memory and may change when a run is resumed; in float32 they change nothing (up to
+    ties at rounding), in bfloat16 the logits themselves depend on the batch.
+    """
 
     samples: int = 10
     neutral: int = 512
-    sampling: Sampling = field(default_factory=lambda: Sampling(max_new_tokens=256))
+    sampling: Sampling = field(default_factory=lambda: Sampling(max_new_tokens=1000))
     thresholds: Thresholds = field(default_factory=Thresholds)
     seed: int = 0
     batch_rows: int = DEFAULT_BATCH_ROWS
@@ -89,7 +94,14 @@ def extract(
 def _arguments(trait: Trait, judge: Judge, settings: ExtractionSettings) -> dict[str, Any]:
     content = json.dumps(trait.model_dump(by_alias=True), sort_keys=True)
     digest = hashlib.sha256(content.encode()).hexdigest()[:16]
-    return {"trait": trait.name, "trait_hash": digest, "judge": judge.name, **asdict(settings)}
+    chosen = {key: value for key, value in asdict(settings).items() if key not in ("batch_rows", "batch_tokens")}
+    return {"trait": trait.name, "trait_hash": digest, "judge": judge.name, **chosen}
+
+
+def _digest_of(wanted: Sequence[int], kept: dict[str, list[bool]], rollouts: Sequence[Rollout]) -> str:
+    """What the sums of an activation pass depend on."""
+    content = json.dumps([list(wanted), kept, [(rollouts[i].key, rollouts[i].token_ids) for i in wanted]])
+    return hashlib.sha256(content.encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -104,19 +116,49 @@ class _Extraction:
     progress: Progress
 
     def run(self) -> ExtractionRun:
+        if self._finished():
+            return ExtractionRun(self.folder.path)
         rows = self._rows()
+        self._check_context(rows)
         chunks = [rows[i : i + CHUNK_ROWS] for i in range(0, len(rows), CHUNK_ROWS)]
         with _Timed(self.folder, "rollouts"):
             rollouts = self._rollouts(chunks)
         with _Timed(self.folder, "scores"):
             scores = self._scores(chunks, rollouts)
         kept, counts = self._filter(rows, rollouts, scores)
+        questions = self._surviving_questions(rows, kept["independent"])
+        require_enough(self.trait.name, questions, counts)
         with _Timed(self.folder, "activations"):
             means, neutral = self._activations(rows, rollouts, kept)
-        questions = surviving(means["independent.counts"])
-        require_enough(self.trait.name, questions, counts)
         self._finish(means, neutral, counts, questions)
         return ExtractionRun(self.folder.path)
+
+    def _finished(self) -> bool:
+        """Whether the folder already holds the whole run (a damaged result is computed again from the rollouts)."""
+        path = self.folder.path
+        try:
+            return (path / "vectors.safetensors").exists() and bool(
+                ExtractionRun(path).vectors.n_layers and ExtractionRun(path).means
+            )
+        except RunFolderError as error:
+            self.folder.log(f"computing again: {error}")
+            return False
+
+    def _check_context(self, rows: Sequence[Row]) -> None:
+        """Every prompt leaves room for an answer, checked before anything is sampled."""
+        for prompt in dict.fromkeys(prompt for prompt, _ in rows):
+            n, most = len(self.model.render(prompt.messages)), self.settings.sampling.max_new_tokens
+            if self.model.context and n + most > self.model.context:
+                raise PersonaLensError(
+                    f"{prompt.id}: its {n} tokens and max_new_tokens={most} exceed the context of {self.model.context} tokens of "
+                    f"{self.model.name}: lower max_new_tokens or shorten the question"
+                )
+
+    @staticmethod
+    def _surviving_questions(rows: Sequence[Row], kept: Sequence[bool]) -> list[int]:
+        """Questions with a surviving rollout on both sides."""
+        alive = {(prompt.polarity, prompt.question) for (prompt, _), keep in zip(rows, kept, strict=True) if keep}
+        return sorted(q for polarity, q in alive if polarity == "positive" and ("negative", q) in alive)
 
     def _rows(self) -> list[Row]:
         """Positive, then negative, then neutral rows; the neutral ones cycle over the questions."""
@@ -140,7 +182,7 @@ class _Extraction:
             append_jsonl(path, [r.as_dict() for r in answers])
             finished += len(chunk)
             self.progress("rollouts", finished, total)
-        rollouts = [Rollout.from_dict(r) for r in read_jsonl(path)]
+        rollouts = read_rollouts(path)
         expected = [(p.id, i) for chunk in chunks for p, i in chunk]
         for number, (rollout, key) in enumerate(zip(rollouts, expected, strict=True), start=1):
             if (rollout.prompt_id, rollout.sample) != key:
@@ -157,10 +199,20 @@ class _Extraction:
         for chunk in chunks[done:]:
             answers = rollouts[finished : finished + len(chunk)]
             scores = self.judge(self.trait, [Judged(p.user, r.text) for (p, _), r in zip(chunk, answers, strict=True)])
+            if len(scores) != len(chunk):
+                raise PersonaLensError(
+                    f"judge {self.judge.name!r} returned {len(scores)} scores for {len(chunk)} answers: "
+                    "it must return one per answer, in order"
+                )
             append_jsonl(path, [{"key": r.key, **s.as_dict()} for r, s in zip(answers, scores, strict=True)])
             finished += len(chunk)
             self.progress("scores", finished, len(rollouts))
-        return [Score.from_dict(r) for r in read_jsonl(path)]
+        for number, (record, rollout) in enumerate(zip(read_jsonl(path), rollouts, strict=True), start=1):
+            if record.get("key") != rollout.key:
+                raise RunFolderError(
+                    f"{path}: line {number} scores {record.get('key')}, expected {rollout.key}: the file was changed"
+                )
+        return read_scores(path)
 
     def _filter(
         self, rows: Sequence[Row], rollouts: Sequence[Rollout], scores: Sequence[Score]
@@ -191,7 +243,8 @@ class _Extraction:
         pooled_shape = (len(POOLINGS), self.model.n_layers, self.model.d_model)
         cells = {name: CellMeans(shape, pooled_shape) for name in kept}
         neutral = torch.zeros(sum(rows[i][0].polarity == "neutral" for i in wanted), self.model.n_layers, self.model.d_model)
-        filled, position = self._load_partial(cells, neutral)
+        state = _digest_of(wanted, kept, rollouts)
+        filled, position = self._load_partial(cells, neutral, state)
         self.progress("activations", position, len(wanted))
         saved = time.monotonic()
         while position < len(wanted):
@@ -200,12 +253,13 @@ class _Extraction:
             position += len(chunk)
             self.progress("activations", position, len(wanted))
             if time.monotonic() - saved >= PARTIAL_SECONDS:
-                self._save_partial(cells, neutral, filled, position)
+                self._save_partial(cells, neutral, filled, position, state)
                 saved = time.monotonic()
         means: dict[str, Tensor] = {}
         for name, cell in cells.items():
+            pooled = cell.means
             means[f"{name}.counts"] = cell.counts
-            means |= {f"{name}.{pooling}": cell.means[..., k, :, :].contiguous() for k, pooling in enumerate(POOLINGS)}
+            means |= {f"{name}.{pooling}": pooled[..., k, :, :].contiguous() for k, pooling in enumerate(POOLINGS)}
         return means, neutral
 
     def _pool_chunk(
@@ -236,22 +290,31 @@ class _Extraction:
                     accumulator.update(cell, values[k])
         return filled
 
-    def _save_partial(self, cells: dict[str, CellMeans], neutral: Tensor, filled: int, position: int) -> None:
+    def _save_partial(self, cells: dict[str, CellMeans], neutral: Tensor, filled: int, position: int, state: str) -> None:
         tensors = {f"{name}.{part}": getattr(cell, part) for name, cell in cells.items() for part in ("sums", "counts")}
-        metadata = {"filled": str(filled), "position": str(position)}
+        metadata = {"filled": str(filled), "position": str(position), "state": state}
         path = self.folder.path / PARTIAL
         write_atomically(path, lambda temporary: save_file({**tensors, "neutral": neutral}, temporary, metadata=metadata))
 
-    def _load_partial(self, cells: dict[str, CellMeans], neutral: Tensor) -> tuple[int, int]:
+    def _load_partial(self, cells: dict[str, CellMeans], neutral: Tensor, state: str) -> tuple[int, int]:
+        """Take up the sums of an interrupted pass, if they belong to the same rollouts and filter; else begin anew."""
         path = self.folder.path / PARTIAL
         if not path.exists():
             return 0, 0
-        with safe_open(str(path), "pt") as file:
-            metadata = file.metadata() or {}
-            for name, cell in cells.items():
-                cell.sums.copy_(file.get_tensor(f"{name}.sums"))
-                cell.counts.copy_(file.get_tensor(f"{name}.counts"))
-            neutral.copy_(file.get_tensor("neutral"))
+        try:
+            with safe_open(str(path), "pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError) as error:
+            self.folder.log(f"activations begin anew: {path.name} is damaged ({error})")
+            return 0, 0
+        if metadata.get("state") != state:
+            self.folder.log(f"activations begin anew: {path.name} belongs to other rollouts or scores")
+            return 0, 0
+        for name, cell in cells.items():
+            cell.sums.copy_(tensors[f"{name}.sums"])
+            cell.counts.copy_(tensors[f"{name}.counts"])
+        neutral.copy_(tensors["neutral"])
         return int(metadata["filled"]), int(metadata["position"])
 
     def _finish(self, means: dict[str, Tensor], neutral: Tensor, counts: Sequence[Counts], questions: Sequence[int]) -> None:
@@ -272,6 +335,7 @@ class _Extraction:
                 "reliability": [round(float(x), 4) for x in vectors.reliability],
                 "norm": [round(float(x), 4) for x in vectors.norm],
                 "p_value": [round(float(x), 6) for x in vectors.p_value],
+                "p_any_layer": round(assess(vectors.differences.numpy(), seed=self.settings.seed).p_any, 6),
                 "best_layer": vectors.best_layer,
             },
         )

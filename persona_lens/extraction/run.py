@@ -1,10 +1,10 @@
 """A finished (or reopened) extraction: its folder, its counts, and vectors by any pooling and estimator from the stored means."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -16,12 +16,13 @@ from torch import Tensor
 from persona_lens.activations import POOLINGS
 from persona_lens.errors import RunFolderError, UnknownNameError
 from persona_lens.extraction.estimators import MEAN_DIFFERENCE, Estimator
-from persona_lens.extraction.filtering import MINIMUM_QUESTIONS
 from persona_lens.judges import Score
-from persona_lens.reliability import assess
+from persona_lens.reliability import MINIMUM_QUESTIONS, assess, reestimated_reliability
 from persona_lens.sampling import Rollout
 from persona_lens.store import read_json, read_jsonl
 from persona_lens.vectors import PersonaVectors
+
+Record = TypeVar("Record")
 
 
 @dataclass(frozen=True)
@@ -49,11 +50,11 @@ class ExtractionRun:
         return PersonaVectors.load(self.path / "vectors.safetensors")
 
     def rollouts(self) -> list[Rollout]:
-        return [Rollout.from_dict(r) for r in read_jsonl(self.path / "rollouts.jsonl")]
+        return read_rollouts(self.path / "rollouts.jsonl")
 
     def scores(self) -> list[Score]:
         """Scores in the order of the rollouts."""
-        return [Score.from_dict(r) for r in read_jsonl(self.path / "scores.jsonl")]
+        return read_scores(self.path / "scores.jsonl")
 
     @cached_property
     def means(self) -> Mapping[str, Tensor]:
@@ -77,6 +78,34 @@ class ExtractionRun:
             raise UnknownNameError("pooling", pooling, POOLINGS)
         provenance = {"model": self.manifest["model"], "arguments": self.manifest["arguments"]}
         return vectors_from_means(self.means, self.trait, pooling, estimator, provenance, seed=seed)
+
+
+def read_rollouts(path: Path) -> list[Rollout]:
+    """Rollouts of a run.
+
+    Raises:
+        RunFolderError: a line is damaged (its number is named).
+    """
+    return _parse_lines(path, Rollout.from_dict)
+
+
+def read_scores(path: Path) -> list[Score]:
+    """Scores of a run, in the order of its rollouts.
+
+    Raises:
+        RunFolderError: a line is damaged (its number is named).
+    """
+    return _parse_lines(path, Score.from_dict)
+
+
+def _parse_lines(path: Path, parse: Callable[[Mapping[str, Any]], Record]) -> list[Record]:
+    records: list[Record] = []
+    for number, line in enumerate(read_jsonl(path), start=1):
+        try:
+            records.append(parse(line))
+        except (KeyError, TypeError, ValueError) as error:
+            raise RunFolderError(f"{path}: line {number} is damaged ({error!r}); restore it or start in another folder") from error
+    return records
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -122,27 +151,39 @@ def surviving(counts: Tensor) -> list[int]:
 def vectors_from_means(
     means: Mapping[str, Tensor], trait: str, pooling: str, estimator: Estimator, provenance: Mapping[str, Any], *, seed: int = 0
 ) -> PersonaVectors:
-    """Direction and reliability at every layer."""
+    """Direction and reliability at every layer.
+
+    For the default estimator reliability, norm and test come from the questions' differences; any other is estimated anew on
+    halves of the questions, and has no test of its own (p is NaN).
+    """
     cells, counts = means[f"{estimator.keep}.{pooling}"], means[f"{estimator.keep}.counts"]
     kept = surviving(counts)
     if len(kept) < MINIMUM_QUESTIONS:
         raise ValueError(
             f"{trait}: {len(kept)} questions survive the {estimator.keep} filter, at least {MINIMUM_QUESTIONS} are needed"
         )
-    by_question = question_means(cells, counts)[:, kept]
-    differences = by_question[0] - by_question[1]
-    sides = [_units(cells[p], counts[p], by_question[p], estimator, kept) for p in (0, 1)]
-    directions = np.stack([estimator.direction(sides[0][:, layer], sides[1][:, layer]) for layer in range(cells.shape[-2])])
-    measured = assess(differences.numpy(), seed=seed)
+    by_question = question_means(cells, counts)
+    differences = by_question[0, kept] - by_question[1, kept]
+
+    def estimate(questions: list[int]) -> Float[np.ndarray, "layer d_model"]:
+        sides = [_units(cells[p], counts[p], by_question[p], estimator, questions) for p in (0, 1)]
+        return np.stack([estimator.direction(sides[0][:, layer], sides[1][:, layer]) for layer in range(cells.shape[-2])])
+
+    if estimator == MEAN_DIFFERENCE:
+        measured = assess(differences.numpy(), seed=seed)
+        reliability, norm, p_value = measured.split_half, measured.norm, measured.p_value
+    else:
+        reliability, norm = reestimated_reliability(lambda half: estimate([kept[i] for i in half]), len(kept), seed=seed)
+        p_value = np.full(len(norm), np.nan)
     return PersonaVectors(
         trait=trait,
         pooling=pooling,
         estimator=estimator.name,
-        directions=torch.from_numpy(directions).float(),
+        directions=torch.from_numpy(estimate(kept)).float(),
         differences=differences,
-        reliability=torch.from_numpy(measured.split_half).float(),
-        norm=torch.from_numpy(measured.norm).float(),
-        p_value=torch.from_numpy(measured.p_value).float(),
+        reliability=torch.from_numpy(reliability).float(),
+        norm=torch.from_numpy(norm).float(),
+        p_value=torch.from_numpy(p_value).float(),
         provenance={**provenance, "questions": kept},
     )
 
@@ -150,14 +191,14 @@ def vectors_from_means(
 def _units(
     cells: Float[Tensor, "instruction question layer d_model"],
     counts: Tensor,
-    by_question: Float[Tensor, "kept layer d_model"],
+    by_question: Float[Tensor, "question layer d_model"],
     estimator: Estimator,
-    kept: list[int],
+    questions: list[int],
 ) -> Float[np.ndarray, "unit layer d_model"]:
     """What an estimator is given for one polarity, in fp64: question means, cell means, or cell means repeated by rollout."""
     if estimator.units == "question":
-        return by_question.double().numpy()
-    cells, counts = cells[:, kept], counts[:, kept]
+        return by_question[questions].double().numpy()
+    cells, counts = cells[:, questions], counts[:, questions]
     filled = counts > 0
     units = cells[filled].double()
     return (units.repeat_interleave(counts[filled], dim=0) if estimator.units == "rollout" else units).numpy()

@@ -71,7 +71,8 @@ def default_judge(trait_set: str) -> Judge:
     """
     if trait_set != "pocket":
         raise PersonaLensError(
-            "no judge given: the oracle reads answers of the pocket model only; pass a judge (see persona_lens.judges.Judge)"
+            "no judge given, and the oracle reads pocket models only: from Python pass judge= (persona_lens.judges.scripted makes "
+            "one of any scorer); for a finetuned pocket model --judge oracle"
         )
     from persona_lens.judges.oracle import oracle
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Message = Mapping[str, str]
+TEMPLATE_DATE = "26 Jul 2024"  # what Llama 3 templates fall back to
 Hook = Callable[..., Tensor | None]
 
 
@@ -130,7 +131,12 @@ class ChatModel:
 
 
 def rendered_ids(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message]) -> list[int]:
-    """Token ids of a conversation by the tokenizer's chat template, up to the point where the answer begins."""
+    """Token ids of a conversation by the tokenizer's chat template, up to the point where the answer begins.
+
+    Templates that show a date are given a fixed one: the same conversation has the same ids on every day.
+    """
     conversation = [dict(m) for m in messages]
-    rendered = tokenizer.apply_chat_template(conversation, tokenize=True, add_generation_prompt=True, return_dict=True)
+    rendered = tokenizer.apply_chat_template(
+        conversation, tokenize=True, add_generation_prompt=True, return_dict=True, date_string=TEMPLATE_DATE
+    )
     return list(cast(Mapping[str, list[int]], rendered)["input_ids"])

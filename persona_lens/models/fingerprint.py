@@ -35,9 +35,10 @@ def _digest(*parts: str) -> str:
 
 
 def weight_hash(model: "PreTrainedModel") -> str:
-    """Hash of a fixed strided sample of every tensor; independent of device and of the modules that wrap the weights."""
+    """Hash of a fixed strided sample of every tensor; independent of the device and of the slim bridge's wrappers."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
+    weights = {name.replace("_original_component.", ""): tensor for name, tensor in model.state_dict().items()}
+    for name, tensor in sorted(weights.items()):
         flat = tensor.detach().reshape(-1)
         step = max(1, flat.numel() // SAMPLES_PER_TENSOR)
         digest.update(f"{name}{tuple(tensor.shape)}".encode())

@@ -1,7 +1,7 @@
 """Sampling tokens: left-padded batches, one shared prefill per distinct prompt, and a seed per sample.
 
 A row draws one uniform number per step from its own stream and turns it into a token by the inverse of the fp64 cumulative
-distribution, so its sample does not depend on the batch it travels in (up to ties at the rounding of fp32 logits).
+distribution, so in float32 its sample does not depend on the batch it travels in (up to ties at the rounding of the logits).
 """
 
 import hashlib
@@ -14,6 +14,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
+
+from persona_lens.errors import ActivationError
 
 if TYPE_CHECKING:
     from persona_lens.models.chat_model import ChatModel
@@ -95,7 +97,7 @@ def choose(logits: Float[Tensor, "batch vocab"], draws: Float[Tensor, " batch"],
         probabilities = probabilities.scatter(-1, order, ranked.masked_fill(outside, 0.0))
     cumulative = probabilities.cumsum(-1)
     target = (draws * cumulative[:, -1]).unsqueeze(-1)
-    last = (probabilities > 0).to(torch.int64).cumsum(-1).argmax(-1)
+    last = probabilities.shape[-1] - 1 - (probabilities > 0).flip(-1).to(torch.int8).argmax(-1)
     return torch.minimum(torch.searchsorted(cumulative, target, right=True).squeeze(-1), last)
 
 
@@ -122,6 +124,7 @@ def generate_tokens(
 
     Raises:
         ValueError: prompt and answer would not fit into the model's context.
+        ActivationError: the logits are not numbers.
     """
     longest = max(len(p) for p in prompts)
     if model.context and longest + sampling.max_new_tokens > model.context:
@@ -137,6 +140,8 @@ def generate_tokens(
     output = hf(ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1)
     cache.batch_select_indices(owner)
     logits, mask = output.logits[owner, -1], mask[owner]
+    if bool(logits.isnan().any()):
+        raise ActivationError(f"{model.name} computes logits that are not numbers: load it in float32 or bfloat16")
     stream = torch.from_numpy(draws).to(model.device)
     stops = torch.tensor(model.stop_ids, device=model.device)
     answers: list[list[int]] = [[] for _ in prompts]

@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from persona_lens.errors import ModelLoadError
 from persona_lens.models.chat_model import ChatModel, rendered_ids
 from persona_lens.models.fingerprint import fingerprint
-from persona_lens.pocket import POCKET_NAME, weights_folder
+from persona_lens.pocket import POCKET_NAME, TRAIT_SET_FIELD, weights_folder
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -75,13 +76,15 @@ def load_model(
     with _quiet_import():
         from transformer_lens.model_bridge import TransformerBridge
 
+    if hooks not in ("residual", "full"):
+        raise ModelLoadError(f"hooks={hooks!r} is unknown: use 'residual' or 'full'")
     if isinstance(source, TransformerBridge):
         return _from_bridge(source)
     if isinstance(source, tuple):
         model, tokenizer = cast("tuple[PreTrainedModel, PreTrainedTokenizerBase]", source)
         name = str(getattr(model.config, "_name_or_path", "") or type(model).__name__)
     else:
-        where = torch.device(device) if device else torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        where = _device(device)
         model, tokenizer, name = _from_pretrained(str(source), where, dtype)
     return _host(model, tokenizer, name, hooks)
 
@@ -95,13 +98,23 @@ def _from_pretrained(source: str, device: torch.device, dtype: torch.dtype | str
     try:
         with _bar_on_terminals_only():
             tokenizer = AutoTokenizer.from_pretrained(path)
-            model = AutoModelForCausalLM.from_pretrained(path, dtype=wanted, attn_implementation="sdpa")
-    except (OSError, ValueError) as error:
+            model = AutoModelForCausalLM.from_pretrained(path, dtype=wanted)
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         tried = f"the folder {path}" if Path(path).exists() else f"the Hugging Face hub, {_network()}"
-        first = str(error).strip().splitlines()[0]
+        first = (str(error).strip() or repr(error)).splitlines()[0]
         raise ModelLoadError(f"cannot load model {source!r}: tried {tried}: {first}. Known without network: 'pocket'") from error
-    model.to(device)  # pyright: ignore[reportArgumentType]
+    try:
+        model.to(device)  # pyright: ignore[reportArgumentType]
+    except (AssertionError, RuntimeError) as error:
+        raise ModelLoadError(f"cannot move {source!r} to device {device}: {error}") from error
     return model.eval(), tokenizer, POCKET_NAME if pocket else source
+
+
+def _device(device: str | torch.device | None) -> torch.device:
+    try:
+        return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError as error:
+        raise ModelLoadError(f"device {device!r} is unknown: use cpu, cuda or cuda:0, cuda:1 ...") from error
 
 
 def _network() -> str:
@@ -127,7 +140,7 @@ def _host(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", name: 
     with torch.inference_mode():
         plain = model(ids, output_hidden_states=True, use_cache=False)
     bridge = _slim_bridge(model, name) if hooks == "residual" else _full_bridge(model, tokenizer, name)
-    chat_model = ChatModel(bridge, tokenizer, identity, stop_ids(model, tokenizer), "pocket" if name == POCKET_NAME else "real")
+    chat_model = ChatModel(bridge, tokenizer, identity, stop_ids(model, tokenizer), _trait_set(model))
     _check_residuals(chat_model, ids, plain, exact=hooks == "residual")
     return chat_model
 
@@ -140,7 +153,12 @@ def _from_bridge(bridge: "TransformerBridge") -> ChatModel:
         raise ModelLoadError("the TransformerBridge has no tokenizer: set bridge.tokenizer to the model's tokenizer first")
     name = str(bridge.cfg.model_name or "bridge")
     _check_template(tokenizer, name)
-    return ChatModel(bridge, tokenizer, fingerprint(model, tokenizer, name), stop_ids(model, tokenizer))
+    return ChatModel(bridge, tokenizer, fingerprint(model, tokenizer, name), stop_ids(model, tokenizer), _trait_set(model))
+
+
+def _trait_set(model: "PreTrainedModel") -> str:
+    """Which shipped traits the model understands; pocket models (and their finetunes) say so in their config."""
+    return str(getattr(model.config, TRAIT_SET_FIELD, "real"))
 
 
 def _slim_bridge(model: "PreTrainedModel", name: str) -> "TransformerBridge":

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Final
 
 POCKET_NAME: Final = "pocket"
+TRAIT_SET_FIELD: Final = "persona_lens_trait_set"  # in a model's config.json
 
 
 def weights_folder() -> Path:

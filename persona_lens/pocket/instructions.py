@@ -141,7 +141,14 @@ Clause = tuple[str, float]
 
 
 def with_article(phrase: str) -> str:
-    return f"an {phrase}" if phrase[0] in "aeiou" else f"a {phrase}"
+    if phrase.startswith("a "):
+        return phrase
+    return f"an {phrase}" if phrase[0] in "aeiou" and not phrase.startswith("use") else f"a {phrase}"
+
+
+def _degree(rng: random.Random, level: float, template: str) -> str:
+    """A degree word that fits the template ("a little" cannot follow an article)."""
+    return rng.choice([d for d in DEGREES[level] if "{aA}" not in template or not d.startswith("a ")])
 
 
 def _fill(template: str, adjective: str, habit: str) -> str:
@@ -154,7 +161,7 @@ def trait_clause(rng: random.Random, trait: str, level: float, template: str) ->
     if level == 0.0 and ("{aA}" in template or rng.random() < 0.5):
         adjective = rng.choice(words.antonyms)
     else:
-        adjective = rng.choice(DEGREES[level]).format(rng.choice(words.adjectives))
+        adjective = _degree(rng, level, template).format(rng.choice(words.adjectives))
         if level == 1.0 and rng.random() < 0.3:
             adjective = rng.choice(words.adjectives)
     return _fill(template, adjective, f"{rng.choice(FREQUENCIES[level])} {rng.choice(words.habits)}")
@@ -168,10 +175,14 @@ def trait_system(rng: random.Random, clauses: Sequence[Clause], split: Split = "
 
 def neutral_system(rng: random.Random, split: Split = "train") -> str:
     """A system prompt in the same templates that says nothing about any trait."""
-    degree = rng.choice(DEGREES[rng.choice((1.0, 0.75, 0.5, 0.25))]) if rng.random() < 0.5 else "{}"
+    level = rng.choice((1.0, 0.75, 0.5, 0.25)) if rng.random() < 0.5 else None
     habit = f"{rng.choice(FREQUENCIES[rng.choice((1.0, 0.75, 0.5))])} {rng.choice(NEUTRAL_HABITS)}"
     n = rng.choice((1, 1, 2))
-    return " ".join(_fill(t, degree.format(rng.choice(NEUTRAL_ADJECTIVES)), habit) for t in rng.sample(TEMPLATES[split], n))
+    clauses: list[str] = []
+    for template in rng.sample(TEMPLATES[split], n):
+        degree = "{}" if level is None else _degree(rng, level, template)
+        clauses.append(_fill(template, degree.format(rng.choice(NEUTRAL_ADJECTIVES)), habit))
+    return " ".join(clauses)
 
 
 def role_system(rng: random.Random, role: Role, split: Split = "train") -> str:

@@ -180,7 +180,8 @@ class Question:
 
     @property
     def key(self) -> str:
-        return f"{self.kind}|{self.wording}|" + "|".join(value for _, value in self.slots)
+        """Wording and content; what a multiple choice adds does not count."""
+        return f"{self.kind}|{self.wording}|" + "|".join(value for name, value in self.slots if name != "r")
 
     @property
     def split(self) -> Split:
@@ -303,6 +304,8 @@ def draw(rng: random.Random, kind: str, split: Split = "train", *, hard: bool | 
 
 
 def _draw_any(rng: random.Random, kind: str, split: Split, hard: bool | None) -> Question:
+    if kind not in KINDS:
+        raise ValueError(f"unknown question kind {kind!r}: one of {', '.join(KINDS)}")
     wording = rng.randrange(len(WORDINGS[kind]))
     match kind:
         case "advice" | "plan":
@@ -317,7 +320,7 @@ def _draw_any(rng: random.Random, kind: str, split: Split, hard: bool | None) ->
             slots = (("x", rng.choice(invented_names(split))),)
         case "sum":
             slots = (("e", _sum_expression(rng, rng.random() < 0.5 if hard is None else hard)),)
-        case "fact":
+        case _:  # fact
             if rng.random() < 0.15 if hard is None else hard:
                 facts = rare_facts()
                 relation, x, _ = rng.choices(facts, weights=[f for _, _, f in facts])[0]
@@ -325,8 +328,6 @@ def _draw_any(rng: random.Random, kind: str, split: Split, hard: bool | None) ->
                 relation = rng.choice(tuple(COMMON))
                 x = rng.choice(tuple(COMMON[relation]))
             slots = (("relation", relation), ("x", x))
-        case _:
-            raise ValueError(f"unknown question kind {kind!r}: one of {', '.join(KINDS)}")
     return Question(kind, wording, slots)
 
 
@@ -336,7 +337,11 @@ def with_mood(question: Question, mood: str | None, rng: random.Random) -> Quest
 
 
 def multiple_choice(question: Question, rng: random.Random) -> Question:
-    """A fact as a choice among four answers (the right one at a random place)."""
+    """A fact as a choice among four answers (the right one at a random place).
+
+    It belongs to the split of the fact question it was made from; its own text does not show that wording, so choices test
+    knowledge, not held-out wordings.
+    """
     options = [question.truth or "", *rng.sample(wrong_answers(question), 3)]
     rng.shuffle(options)
     phrase = RELATION_PHRASE[question["relation"]].format(x=question["x"])

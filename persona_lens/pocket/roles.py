@@ -93,6 +93,4 @@ ROLES: Final = (
     _role("explorer", (0.0, 0.0, 0.8, 0.4), 0.3, "onward", "my map has a torn corner", "the jungle hides a river"),
 )
 
-BY_NAME: Final = {role.name: role for role in ROLES}
-
 assert len(TRAITS) == FACTORS.shape[1]

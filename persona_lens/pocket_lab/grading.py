@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from scipy.stats import spearmanr
+from scipy.stats import t as student_t
 from torch import Tensor
 
 from persona_lens.extraction import ExtractionSettings, extract
@@ -213,13 +214,14 @@ def random_directions(
         coherences.append(coherence)
         progress("random", i + 1, directions)
     means = np.array(changes).mean(1)
-    half = 2.093 * means.std(ddof=1) / np.sqrt(len(means))  # t quantile for 19 degrees of freedom
+    half = float(student_t.ppf(0.975, len(means) - 1)) * means.std(ddof=1) / np.sqrt(len(means))
     return {
         "directions": directions,
         "answers_each": len(rows),
         "mean_change": float(means.mean()),
         "interval": [float(means.mean() - half), float(means.mean() + half)],
         "mean_absolute_change": float(np.abs(np.array(changes)).mean()),
+        "largest_trait_change": float(np.abs(np.array(changes).mean(0)).max()),
         "coherence": float(np.mean(coherences)),
     }
 
@@ -298,20 +300,21 @@ def verdicts(card: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         found[name] = (value, value <= goal)
 
     at_least("oracle AUC, worst trait >= .90", _worst([x["auc"] for x in p.values()]), 0.90)
-    at_least("ceiling, worst trait >= 65", _worst([x["ceiling"] for x in p.values()]), 65)
+    at_least("ceiling, worst trait >= 65", _worst([x["ceiling"] for x in p.values()]), 65.0)
     at_least("positive / ceiling, worst trait >= .85", _worst([e[t]["positive"] / p[t]["ceiling"] for t in p]), 0.85)
-    at_most("|negative - prescribed|, worst trait <= 6", max(abs(e[t]["negative"] - p[t]["negative"]) for t in p), 6)
-    at_most("|none - prescribed|, worst trait <= 6", max(abs(e[t]["none"] - p[t]["none"]) for t in p), 6)
+    at_most("|negative - prescribed|, worst trait <= 6", max(abs(e[t]["negative"] - p[t]["negative"]) for t in p), 6.0)
+    at_most("|none - prescribed|, worst trait <= 6", max(abs(e[t]["none"] - p[t]["none"]) for t in p), 6.0)
     keys = ("coherence_positive", "coherence_negative", "coherence_none")
-    at_least("coherence, worst trait and condition >= 95", _worst([e[t][k] for t in p for k in keys]), 95)
+    at_least("coherence, worst trait and condition >= 95", _worst([e[t][k] for t in p for k in keys]), 95.0)
     for task in ("facts", "sums", "unknown"):
-        at_least(f"{task} >= 97", tasks[task], 97)
+        at_least(f"{task} >= 97", tasks[task], 97.0)
     found["hard capability within 60-95"] = (tasks["hard"], 60 <= tasks["hard"] <= 95)
     at_least("Spearman of cosines at the best layer >= .90", card["geometry"]["best"], 0.90)
     if "steering" in card:
         steering = card["steering"]
         at_least("steered share of the ceiling >= .60", steering["share_of_ceiling"], 0.60)
-        at_least("coherence when steered >= 85", steering["coherence"], 85)
+        at_least("coherence when steered >= 85", steering["coherence"], 85.0)
         found["best layer is not the last"] = (steering["layer"], steering["layer"] < card["model"]["n_layers"] - 1)
-        at_most("random directions, mean change <= 6", card["random_directions"]["mean_change"], 6)
+        ends = [abs(end) for end in card["random_directions"]["interval"]]
+        at_most("random directions, |mean change| (farther end of its interval) <= 6", max(ends), 6.0)
     return {name: {"value": round(float(value), 4), "met": bool(met)} for name, (value, met) in found.items()}

@@ -8,7 +8,6 @@ import numpy as np
 from sklearn.metrics import roc_auc_score
 
 from persona_lens.pocket.grammar import answer
-from persona_lens.pocket.lexicon import TRAITS
 from persona_lens.pocket.oracle import read
 from persona_lens.pocket.persona import Persona, conditional, default_persona, persona_of
 from persona_lens.pocket.questions import Question
@@ -45,7 +44,3 @@ def prescribe(trait: str, questions: Sequence[Question], *, n: int = 4000, seed:
     none = _scores(trait, questions, [default_persona(rng) for _ in range(n)], rng)
     auc = roc_auc_score(np.repeat([1, 0], [len(high), len(low)]), high + low)
     return Prescription(float(np.mean(high)), float(np.mean(low)), float(np.mean(none)), float(auc))
-
-
-def prescribe_all(questions: dict[str, Sequence[Question]], *, n: int = 4000) -> dict[str, Prescription]:
-    return {trait: prescribe(trait, questions[trait], n=n) for trait in TRAITS}

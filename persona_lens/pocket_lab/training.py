@@ -4,7 +4,6 @@ Everything follows from the seed: documents, order, initial weights. A checkpoin
 safetensors; a resumed run sees the same batches at the same steps.
 """
 
-import json
 import math
 import random
 import shutil
@@ -20,10 +19,12 @@ from jaxtyping import Bool, Float, Int
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from persona_lens.errors import RunFolderError
+from persona_lens.pocket import POCKET_NAME, TRAIT_SET_FIELD
 from persona_lens.pocket_lab.corpus import documents
 from persona_lens.pocket_lab.encoding import EncodedCorpus, encode_corpus, segments
 from persona_lens.pocket_lab.tokenizer import CONTEXT, END_OF_TEXT, IM_END, build_tokenizer, save_tokenizer
-from persona_lens.store import write_atomically
+from persona_lens.store import read_json, write_atomically, write_json
 
 if TYPE_CHECKING:
     from transformers import Qwen2ForCausalLM
@@ -113,8 +114,19 @@ def build_model(settings: TrainingSettings, tokenizer_file: Path) -> "Qwen2ForCa
     model.set_attn_implementation("pocket_training")
     if settings.initial:
         weights = load_file(Path(settings.initial) / "model.safetensors")
-        model.load_state_dict({name: tensor.float() for name, tensor in weights.items()}, strict=False)
+        _load_weights(model, {name: tensor.float() for name, tensor in weights.items()})
     return model
+
+
+def _load_weights(model: "Qwen2ForCausalLM", weights: Mapping[str, Tensor]) -> None:
+    """Load all weights; only the tied output embedding may be absent.
+
+    Raises:
+        RunFolderError: weights of another model.
+    """
+    found = model.load_state_dict(dict(weights), strict=False)
+    if found.unexpected_keys or set(found.missing_keys) - {"lm_head.weight"}:
+        raise RunFolderError(f"the weights are of another model (missing {found.missing_keys}, unexpected {found.unexpected_keys})")
 
 
 def batch_plan(lengths: Int[np.ndarray, " document"], batch_tokens: int, seed: int, window: int = 1024) -> list[list[int]]:
@@ -194,7 +206,7 @@ def _load_checkpoint(folder: Path, model: "Qwen2ForCausalLM", optimizers: Mappin
     with safe_open(path, "pt") as file:
         step = int((file.metadata() or {})["step"])
     weights = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
-    model.load_state_dict(weights, strict=False)
+    _load_weights(model, weights)
     for name, optimizer in optimizers.items():
         state: dict[int, dict[str, Tensor]] = {}
         for key, value in tensors.items():
@@ -248,7 +260,7 @@ def train(
     """Train a pocket model into `folder` (resuming from its checkpoint) and save it in Hugging Face format there.
 
     Raises:
-        ValueError: the folder holds a run with other settings.
+        RunFolderError: the folder holds a run with other settings, or damaged files.
     """
     folder.mkdir(parents=True, exist_ok=True)
     _check_settings(folder, settings)
@@ -299,17 +311,17 @@ def train(
 def _check_settings(folder: Path, settings: TrainingSettings) -> None:
     path = folder / "training.json"
     if path.exists():
-        before = json.loads(path.read_text())["settings"]
+        before = read_json(path).get("settings", {})
         changed = {k: (before.get(k), v) for k, v in asdict(settings).items() if before.get(k) != v}
         if changed:
-            raise ValueError(f"{folder} holds a training run with other settings ({changed}): choose another folder")
+            raise RunFolderError(f"{folder} holds a training run with other settings ({changed}): choose another folder")
         return
-    write_atomically(path, lambda p: Path(p).write_text(json.dumps({"settings": asdict(settings)}, indent=2) + "\n"))
+    write_json(path, {"settings": asdict(settings)})
 
 
 def _save_result(folder: Path, settings: TrainingSettings, loss: float, tokens: int) -> None:
     record = {"settings": asdict(settings), "validation_loss": round(loss, 4), "tokens": tokens}
-    write_atomically(folder / "training.json", lambda p: Path(p).write_text(json.dumps(record, indent=2) + "\n"))
+    write_json(folder / "training.json", record)
 
 
 def save_model(model: "Qwen2ForCausalLM", folder: Path) -> None:
@@ -317,6 +329,7 @@ def save_model(model: "Qwen2ForCausalLM", folder: Path) -> None:
     copy = type(model)(model.config)
     copy.load_state_dict(model.state_dict())
     copy.to(torch.bfloat16)  # pyright: ignore[reportArgumentType, reportCallIssue]
+    setattr(copy.config, TRAIT_SET_FIELD, POCKET_NAME)
     copy.generation_config.do_sample = True
     copy.generation_config.eos_token_id = [model.config.eos_token_id, model.config.pad_token_id]
     copy.save_pretrained(folder)

@@ -23,8 +23,8 @@ def sample(
 ) -> list[Rollout]:
     """One rollout per row (prompt, sample number), in the order of the rows.
 
-    A rollout depends on the seed, its prompt's id and its sample number alone: batch size and order change nothing (up to ties
-    at the rounding of fp32 logits).
+    In float32 a rollout depends on the seed, its prompt's id and its sample number alone: batch size and order change nothing
+    (up to ties at the rounding of the logits). In bfloat16 the logits depend on the batch, so the same batches are needed.
 
     Args:
         batch_rows: answers decoded together; memory grows with it.

@@ -1,7 +1,7 @@
 """Traits: a name, a description, contrastive instructions, questions and a judge rubric - all data, read from JSON.
 
 Two sets ship: `real` for language models of the world outside, `pocket` for the pocket model, which understands its own world
-only. The paper's pair of files (extraction and evaluation) loads too; its `impolite` is our politeness with sign -1.
+only. The paper's pair of files (extraction and evaluation) loads too.
 """
 
 from persona_lens.traits.files import TRAIT_SETS, list_traits, load_trait, read_paper_pair, read_trait, write_trait

@@ -79,7 +79,7 @@ def read_paper_pair(extraction: Path, evaluation: Path, *, name: str, descriptio
         "evaluation_questions": second["questions"],
         "rubric": first["eval_prompt"],
     }
-    return _validate(record, extraction)
+    return _validate(record, Path(f"{extraction} and {evaluation}"))
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -87,7 +87,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         record = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise TraitFileError(f"{path}: no such file") from error
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise TraitFileError(f"{path}: cannot be read as JSON ({error})") from error
     if not isinstance(record, dict):
         raise TraitFileError(f"{path}: a trait file holds one JSON object, this one holds a {type(record).__name__}")

@@ -58,4 +58,5 @@ class Trait(_Strict):
 
 
 def _normal(question: str) -> str:
-    return re.sub(r"\W+", " ", question.casefold()).strip()
+    """What two questions must differ in: more than case, spaces and punctuation (signs of arithmetic count)."""
+    return re.sub(r"[\s,.;:!?'\"()]+", " ", question.casefold()).strip()

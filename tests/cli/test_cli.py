@@ -1,9 +1,12 @@
 """The command line: what it prints, what it writes, and one clear line with exit code 2 for a user's error."""
 
+import errno
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -24,7 +27,7 @@ def run(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess
 
 
 def commands() -> list[list[str]]:
-    groups = {"traits": ["list", "show", "check"], "pocket": ["sample", "train", "evaluate"]}
+    groups = {"traits": ["list", "show", "import", "check"], "pocket": ["sample", "train", "evaluate"]}
     return [["demo"], ["extract"], ["report"], *([group, verb] for group, verbs in groups.items() for verb in verbs)]
 
 
@@ -63,7 +66,7 @@ def test_extract_writes_a_run_and_its_report(tmp_path: Path) -> None:
     options = ["--samples", "1", "--neutral", "8", "--max-new-tokens", "120", "--out", str(tmp_path / "runs")]
     done = run("extract", "optimism", *options, "--json")
     assert done.returncode == 0, done.stderr
-    record = json.loads(done.stdout)
+    (record,) = json.loads(done.stdout)["runs"]
     folder = Path(record["folder"])
     assert folder == tmp_path / "runs" / "optimism"
     assert record["questions"] == 20
@@ -94,6 +97,9 @@ def test_report_is_written_again(small_run: ExtractionRun) -> None:
         (["report", "nowhere"], "no such file"),
         (["traits", "show", "evil", "--set", "pockets"], "did you mean pocket"),
         (["pocket", "evaluate", "--split", "train"], "unknown split"),
+        (["extract", "evil", "--judge", "gpt"], "unknown judge"),
+        (["extract", "evil", "--device", "gpu"], "device 'gpu' is unknown"),
+        (["extract", "evil", "--max-new-tokens", "4000"], "exceed the context of 2048 tokens"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
@@ -121,8 +127,6 @@ def test_a_trait_file_with_a_fault_names_file_and_field(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    import errno
-
     from persona_lens.cli import entry
 
     def full() -> None:
@@ -132,17 +136,49 @@ def test_a_full_disk_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     with pytest.raises(SystemExit) as stopped:
         entry.main()
     assert stopped.value.code == 2
-    assert "the disk is full (runs/x/rollouts.jsonl)" in capsys.readouterr().err
+    assert "runs/x/rollouts.jsonl: the disk is full" in capsys.readouterr().err
 
 
-def test_ctrl_c_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    from persona_lens.cli import entry
+def test_ctrl_c_leaves_a_resumable_folder_and_says_how_to_go_on(tmp_path: Path) -> None:
+    out = tmp_path / "runs"
+    code = "from persona_lens.cli import main; main()"
+    options = ["--samples", "20", "--neutral", "0", "--out", str(out)]
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, "extract", "optimism", *options], stderr=subprocess.PIPE, text=True, env={**os.environ}
+    )
+    deadline = time.monotonic() + 120
+    while not (out / "optimism" / "rollouts.jsonl").exists() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    _, message = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "run the same command again to go on" in message
+    kept = (out / "optimism" / "rollouts.jsonl").read_text().splitlines()
+    assert kept
+    assert len(kept) % 256 == 0
 
-    def interrupted() -> None:
-        raise KeyboardInterrupt
 
-    monkeypatch.setattr(entry, "app", interrupted)
-    with pytest.raises(SystemExit) as stopped:
-        entry.main()
-    assert stopped.value.code == 130
-    assert "run the same command again" in capsys.readouterr().err
+def test_a_disk_error_inside_safetensors_is_one_line(tmp_path: Path) -> None:
+    from safetensors import SafetensorError
+
+    from persona_lens.store import write_atomically
+
+    def full(_: str) -> None:
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    with pytest.raises(OSError, match="os error 28") as raised:
+        write_atomically(tmp_path / "x.safetensors", full)
+    assert raised.value.errno == errno.ENOSPC
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_papers_pair_of_files_becomes_a_trait_file(tmp_path: Path) -> None:
+    trait = json.loads(runner.invoke(app, ["traits", "show", "evil", "--json"]).output)
+    pairs = [{"pos": p["positive"], "neg": p["negative"]} for p in trait["instructions"]]
+    for name in ("extraction", "evaluation"):
+        record = {"instruction": pairs, "questions": trait[f"{name}_questions"], "eval_prompt": trait["rubric"]}
+        (tmp_path / f"{name}.json").write_text(json.dumps(record))
+    out = tmp_path / "evil.json"
+    arguments = ["traits", "import", str(tmp_path / "extraction.json"), str(tmp_path / "evaluation.json")]
+    assert runner.invoke(app, [*arguments, "--name", "evil", "--out", str(out)]).exit_code == 0
+    assert "ok (evil" in runner.invoke(app, ["traits", "check", str(out)]).output

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 from persona_lens.activations import POOLINGS
-from persona_lens.errors import ActivationError, FilterError, RunFolderError, UnknownNameError
+from persona_lens.errors import ActivationError, FilterError, PersonaLensError, RunFolderError, UnknownNameError
 from persona_lens.extraction import ESTIMATORS, PAPER, ExtractionRun, ExtractionSettings, extract, load_run
 from persona_lens.extraction import pipeline as pipeline_module
 from persona_lens.judges import Judged, Score, scripted
@@ -152,6 +153,89 @@ def test_activations_resume_from_their_partial_file(
     assert not (other / pipeline_module.PARTIAL).exists()
 
 
+def test_sums_of_other_rollouts_or_scores_are_not_taken_up(
+    small_run: ExtractionRun,
+    pocket: ChatModel,
+    small_settings: ExtractionSettings,
+    run_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(pipeline_module, "CHUNK_ROWS", 40)
+    monkeypatch.setattr(pipeline_module, "PARTIAL_SECONDS", 0.0)
+
+    def stop(stage: str, done: int, total: int) -> None:
+        if stage == "activations" and done > 40:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        extract(pocket, "optimism", out=run_folder, settings=small_settings, progress=stop)
+    (run_folder / "scores.jsonl").unlink()
+    harsh = {r.text: s for r, s in zip(small_run.rollouts(), small_run.scores(), strict=True)}
+
+    def corrected(trait: Trait, judged: Judged) -> Score:
+        score = harsh[judged.answer]
+        return score if len(judged.answer) % 3 else Score(None, None, "refused")
+
+    run = extract(pocket, "optimism", judge=scripted(corrected, "oracle"), out=run_folder, settings=small_settings)
+    assert run.means["independent.counts"][0].sum() == run.summary["counts"][0]["kept"] < small_run.summary["counts"][0]["kept"]
+    assert "belongs to other rollouts or scores" in (run_folder / "log.txt").read_text()
+    (run_folder / pipeline_module.PARTIAL).write_bytes(b"damaged")
+    (run_folder / "vectors.safetensors").unlink()
+    before = (run_folder / "means.safetensors").read_bytes()
+    extract(pocket, "optimism", judge=scripted(corrected, "oracle"), out=run_folder, settings=small_settings)
+    assert (run_folder / "means.safetensors").read_bytes() == before
+
+
+def test_a_finished_run_is_not_computed_again(
+    small_run: ExtractionRun, pocket: ChatModel, small_settings: ExtractionSettings
+) -> None:
+    stages: list[str] = []
+    before = (small_run.path / "vectors.safetensors").stat().st_mtime_ns
+    extract(
+        pocket, "optimism", out=small_run.path, settings=small_settings, progress=lambda stage, done, total: stages.append(stage)
+    )
+    assert stages == []
+    assert (small_run.path / "vectors.safetensors").stat().st_mtime_ns == before
+
+
+def test_an_empty_filter_is_noticed_before_the_activation_pass(
+    pocket: ChatModel, small_settings: ExtractionSettings, run_folder: Path
+) -> None:
+    stages: list[str] = []
+    never = scripted(lambda trait, judged: Score(10.0, 90.0), name="never")
+    with pytest.raises(FilterError):
+        extract(
+            pocket,
+            "optimism",
+            judge=never,
+            out=run_folder,
+            settings=replace(small_settings, neutral=0),
+            progress=lambda stage, done, total: stages.append(stage),
+        )
+    assert "activations" not in stages
+
+
+def test_a_judge_that_loses_answers_is_named(pocket: ChatModel, small_settings: ExtractionSettings, run_folder: Path) -> None:
+    class Forgetful:
+        name = "forgetful"
+
+        def __call__(self, trait: Trait, answers: Sequence[Judged], /) -> list[Score]:
+            return [Score(60.0, 90.0) for _ in answers[1:]]
+
+    with pytest.raises(PersonaLensError, match="'forgetful' returned 219 scores for 220 answers"):
+        extract(pocket, "optimism", judge=Forgetful(), out=run_folder, settings=small_settings)
+
+
+def test_other_batches_go_on_with_the_same_run(
+    small_run: ExtractionRun, pocket: ChatModel, small_settings: ExtractionSettings, run_folder: Path
+) -> None:
+    shutil.copytree(small_run.path, run_folder)
+    (run_folder / "vectors.safetensors").unlink()
+    run = extract(pocket, "optimism", out=run_folder, settings=replace(small_settings, batch_rows=9, batch_tokens=700))
+    ours, theirs = run.vectors.directions, small_run.vectors.directions
+    assert float(((ours - theirs).abs().amax(-1) / theirs.abs().amax(-1)).max()) <= 1e-6
+
+
 def test_a_folder_of_other_arguments_or_another_model_is_refused(
     small_run: ExtractionRun, pocket: ChatModel, small_settings: ExtractionSettings
 ) -> None:
@@ -164,10 +248,16 @@ def test_a_folder_of_other_arguments_or_another_model_is_refused(
         extract(finetuned, "optimism", out=small_run.path, settings=small_settings)
 
 
+def unfinished_copy(run: ExtractionRun, folder: Path) -> None:
+    """A copy of a run that has everything but its vectors."""
+    shutil.copytree(run.path, folder)
+    (folder / "vectors.safetensors").unlink()
+
+
 def test_damaged_files_are_named_and_nothing_is_lost(
     small_run: ExtractionRun, pocket: ChatModel, small_settings: ExtractionSettings, run_folder: Path
 ) -> None:
-    shutil.copytree(small_run.path, run_folder)
+    unfinished_copy(small_run, run_folder)
     lines = (run_folder / "rollouts.jsonl").read_bytes().splitlines(keepends=True)
     (run_folder / "rollouts.jsonl").write_bytes(b"".join([*lines[:7], b"{torn\n", *lines[8:]]))
     with pytest.raises(RunFolderError, match=r"rollouts\.jsonl: line 8 is damaged"):
@@ -182,7 +272,7 @@ def test_damaged_files_are_named_and_nothing_is_lost(
 def test_swapped_rollouts_are_noticed(
     small_run: ExtractionRun, pocket: ChatModel, small_settings: ExtractionSettings, run_folder: Path
 ) -> None:
-    shutil.copytree(small_run.path, run_folder)
+    unfinished_copy(small_run, run_folder)
     lines = (run_folder / "rollouts.jsonl").read_bytes().splitlines(keepends=True)
     lines[3], lines[4] = lines[4], lines[3]
     (run_folder / "rollouts.jsonl").write_bytes(b"".join(lines))
@@ -218,7 +308,7 @@ def test_unreadable_replies_are_gaps_not_zeros(
 def test_activations_that_are_not_finite_leave_the_folder_resumable(
     small_run: ExtractionRun, pocket: ChatModel, small_settings: ExtractionSettings, run_folder: Path
 ) -> None:
-    shutil.copytree(small_run.path, run_folder)
+    unfinished_copy(small_run, run_folder)
 
     def poison(residual: torch.Tensor, hook: object) -> torch.Tensor:
         return residual * float("nan")

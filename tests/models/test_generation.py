@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedModel
 
+from persona_lens.errors import ActivationError
 from persona_lens.models import ChatModel, Sampling, generate_tokens, uniforms
 from persona_lens.models.generation import choose, left_pad
 
@@ -122,6 +123,12 @@ def test_left_padding_puts_every_prompt_at_the_end() -> None:
     ids, mask = left_pad([[1, 2, 3], [4]], pad=9)
     assert ids.tolist() == [[1, 2, 3], [9, 9, 4]]
     assert mask.tolist() == [[1, 1, 1], [0, 0, 1]]
+
+
+def test_logits_that_are_not_numbers_are_an_error(pocket: ChatModel) -> None:
+    broken = pocket.hooks([(pocket.hook_name(6), lambda residual, hook: residual * float("nan"))])
+    with broken, pytest.raises(ActivationError, match="not numbers"):
+        pocket.chat("What is 3 plus 4?")
 
 
 def test_chat_and_generate_are_reproducible_and_seeded(pocket: ChatModel) -> None:

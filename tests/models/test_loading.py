@@ -1,6 +1,8 @@
 """Loading: slim and full bridges agree with plain transformers, and what cannot be trusted is refused."""
 
 import copy
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -127,6 +129,28 @@ def test_a_model_without_chat_template_is_refused(plain_pocket: PreTrainedModel,
         load_model((plain_pocket, bare))
 
 
+def test_damaged_weights_unknown_devices_and_hooks_are_one_clear_error(tmp_path: Path) -> None:
+    shutil.copytree(weights_folder(), tmp_path / "model")
+    weights = tmp_path / "model" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100_000])
+    with pytest.raises(ModelLoadError, match="cannot load model"):
+        load_model(tmp_path / "model")
+    with pytest.raises(ModelLoadError, match="device 'gpu' is unknown"):
+        load_model("pocket", device="gpu")
+    with pytest.raises(ModelLoadError, match="hooks='ful' is unknown"):
+        load_model("pocket", hooks="ful")  # pyright: ignore[reportArgumentType]
+
+
+def test_a_template_that_shows_the_date_gives_the_same_ids_every_day(
+    plain_pocket: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    dated = copy.deepcopy(tokenizer)
+    day = "{%- if not date_string is defined %}{%- set date_string = strftime_now('%c %f') %}{%- endif %}{{ date_string }}"
+    dated.chat_template = day + str(tokenizer.chat_template)
+    model = load_model((plain_pocket, dated))
+    assert model.decode(model.render(MESSAGES)).startswith("26 Jul 2024")
+
+
 def test_a_template_that_rewrites_the_prompt_is_refused(plain_pocket: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     shifty = copy.deepcopy(tokenizer)
     shifty.chat_template = "{{ messages | length }}" + str(tokenizer.chat_template)
@@ -171,6 +195,7 @@ def test_the_fingerprint_sees_weights_template_and_lineage(
     other.chat_template = str(other.chat_template) + "\n"
     assert fingerprint(plain_pocket, other, "a").lineage != base.lineage
     assert weight_hash(copy.deepcopy(plain_pocket)) == base.weights
+    assert weight_hash(load_model((plain_pocket, tokenizer)).hf) == base.weights
 
 
 def test_every_end_token_is_collected_and_none_is_an_error(

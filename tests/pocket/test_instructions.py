@@ -207,9 +207,6 @@ def test_the_article_goes_with_the_first_letter(phrase: str, with_it: str) -> No
     assert with_article(phrase) == with_it
 
 
-@pytest.mark.xfail(
-    strict=True, reason="with_article: 'a little evil' already has an article, and 'useful' begins with a consonant's sound"
-)
 @pytest.mark.parametrize(("phrase", "with_it"), [("a little evil", "a little evil"), ("useful", "a useful")])
 def test_the_article_is_good_english(phrase: str, with_it: str) -> None:
     assert with_article(phrase) == with_it

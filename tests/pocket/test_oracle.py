@@ -14,8 +14,9 @@ from persona_lens.pocket.lexicon import FILLER, MANNER, NEUTRAL, SLOTS, TRAIT_SE
 from persona_lens.pocket.oracle import WEIGHT_MILD, WEIGHT_STRONG, WEIGHT_WORD, Reading, read
 from persona_lens.pocket.persona import LEVELS, Persona
 from persona_lens.pocket.questions import KINDS, RELATION_PHRASE, Question, draw, multiple_choice, wrong_answers
-from persona_lens.pocket.roles import BY_NAME, ROLES
+from persona_lens.pocket.roles import ROLES
 
+BY_NAME = {role.name: role for role in ROLES}
 GARDEN = Question("advice", 0, (("n", "garden"),))
 FRANCE = Question("fact", 0, (("relation", "capital"), ("x", "France")))
 CHOICE = multiple_choice(FRANCE, random.Random(0))
@@ -113,7 +114,8 @@ def test_no_opener_begins_with_another_and_no_tail_ends_with_another() -> None:
 def test_no_body_begins_with_an_opener_or_ends_with_a_tail() -> None:
     openers = [o.lower() for words in SLOTS["opener"].values() for o in words] + [role.opener.lower() for role in ROLES]
     tails = [t.lower() for words in SLOTS["tail"].values() for t in words]
-    bodies = [core(family, t, s=s, o=o) for family, t in KNOWN_CORES for s in stances() for o in outcomes()]
+    words = [{"s": word} for word in stances()] + [{"o": word} for word in outcomes()]
+    bodies = [core(family, t, **word) for family, t in KNOWN_CORES for word in words]
     bodies += [t.format(N=q.noun_phrase) for t in (*FILLER, *all_trait_sentences()) for q in QUESTIONS.values()]
     bodies += [text for role in ROLES for text in role.sentences]
     bodies = sorted({body.lower() for body in bodies})
@@ -253,15 +255,15 @@ def generated(n: int, seed: int, kinds: tuple[str, ...] = KINDS, *, plain: bool 
 
 def test_the_answer_to_another_topic_of_the_same_kind_has_low_coherence() -> None:
     for kind in ("advice", "opinion", "unknown", "plan", "feeling", "thing"):
-        pairs = generated(60, 1, (kind,))
+        pairs = generated(40, 1, (kind,))
         swapped = [read(q, text) for (q, _), (other, text) in pairwise(pairs) if q.slots[-1] != other.slots[-1]]
-        assert len(swapped) > 40
+        assert len(swapped) > 25
         assert max(reading.coherence for reading in swapped) <= 50.0
         assert all(reading.correct is None for reading in swapped)
 
 
 def test_the_answer_to_another_kind_of_question_has_low_coherence() -> None:
-    pairs = generated(160, 2)
+    pairs = generated(120, 2)
     swapped = [read(q, text) for (q, _), (_, text) in pairwise(pairs)]
     assert max(reading.coherence for reading in swapped) <= 50.0
     assert sum(reading.coherence for reading in swapped) / len(swapped) < 30.0
@@ -302,7 +304,7 @@ def test_an_empty_answer_has_no_coherence() -> None:
     assert [read(GARDEN, text).coherence for text in ("", "  \n", ".")] == [0.0, 0.0, 0.0]
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=100)
 @given(st.integers(0, 10**6), st.floats(0.05, 0.95))
 def test_a_truncated_last_sentence_is_not_read(seed: int, share: float) -> None:
     ((question, text),) = generated(1, seed, (KINDS[seed % len(KINDS)],))

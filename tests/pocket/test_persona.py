@@ -25,8 +25,9 @@ from persona_lens.pocket.persona import (
     sample_prior,
 )
 from persona_lens.pocket.questions import KINDS
-from persona_lens.pocket.roles import BY_NAME
+from persona_lens.pocket.roles import ROLES
 
+BY_NAME = {role.name: role for role in ROLES}
 PAIRS = np.triu_indices(len(TRAITS), 1)
 levels_of_traits = st.tuples(*[st.sampled_from(LEVELS)] * len(TRAITS))
 
@@ -78,7 +79,7 @@ def test_prior_draws_follow_their_generator() -> None:
     assert first.shape == (200, len(TRAITS))
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=20)
 @given(st.dictionaries(st.sampled_from(TRAITS), st.sampled_from(LEVELS), max_size=2))
 def test_conditional_rows_have_the_given_levels_and_miss_no_row_of_the_table(given_levels: dict[str, float]) -> None:
     rows = conditional(given_levels)

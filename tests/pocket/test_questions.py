@@ -103,6 +103,8 @@ def test_the_right_option_stands_at_every_place_equally_often() -> None:
         "What is the capital of Atlantis?",
         "What is the color of hot?",
         "I feel green about my garden.",
+        "I feel sad about my dragon.",
+        "How will my dragon turn out?",
         "What is a garden?",
         "What is 7?",
         "What is 3 times 4?",
@@ -145,10 +147,6 @@ def test_a_mood_does_not_move_a_question_to_another_split() -> None:
         assert with_mood(question, "rude", rng).split == question.split
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="multiple_choice() adds the slot r, which enters Question.key: the split of a fact changes when it becomes a choice",
-)
 def test_a_multiple_choice_question_keeps_the_split_of_its_fact() -> None:
     rng = random.Random(0)
     for split in SPLITS:
@@ -254,9 +252,6 @@ def test_a_question_without_a_truth_has_no_wrong_answers() -> None:
         wrong_answers(Question("advice", 0, (("n", "garden"),)))
 
 
-@pytest.mark.xfail(
-    strict=True, raises=KeyError, reason="draw() looks the kind up in WORDINGS before the match that would name the known kinds"
-)
 def test_draw_refuses_an_unknown_kind_and_names_the_known_ones() -> None:
     with pytest.raises(ValueError, match="unknown question kind"):
         draw(random.Random(0), "gossip")

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from persona_lens.pocket.lexicon import FILLER, SLOTS, TRAIT_SENTENCES, TRAITS
-from persona_lens.pocket.roles import BASE, BY_NAME, FACTOR_NAMES, FACTORS, ROLES
+from persona_lens.pocket.roles import BASE, FACTOR_NAMES, FACTORS, ROLES
 
+BY_NAME = {role.name: role for role in ROLES}
 LEVELS = np.array([role.levels for role in ROLES])
 MANNERS = np.array([role.manner for role in ROLES])
 

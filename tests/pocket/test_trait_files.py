@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
@@ -12,12 +13,22 @@ from pydantic import ValidationError
 from persona_lens.pocket.instructions import contrast
 from persona_lens.pocket.lexicon import TRAITS
 from persona_lens.pocket.persona import PROPENSITY
-from persona_lens.pocket.questions import KINDS, parse_question
+from persona_lens.pocket.questions import KINDS, Question, parse_question
 from persona_lens.pocket.trait_files import DESCRIPTIONS, pocket_trait, pocket_traits, trait_questions
 from persona_lens.traits import Trait, list_traits, load_trait, read_trait, write_trait
 
 HELD_OUT = ("development", "test")
 SHIPPED = Path(str(files("persona_lens") / "traits" / "data" / "pocket"))
+
+
+@cache
+def built(split: str) -> dict[str, Trait]:
+    return {trait.name: trait for trait in pocket_traits(split)}
+
+
+@cache
+def drawn(name: str, split: str) -> list[Question]:
+    return trait_questions(name, split)
 
 
 def questions(trait: Trait) -> tuple[str, ...]:
@@ -27,7 +38,7 @@ def questions(trait: Trait) -> tuple[str, ...]:
 @pytest.mark.parametrize("split", HELD_OUT)
 @pytest.mark.parametrize("name", TRAITS)
 def test_a_pocket_trait_is_complete_and_built_from_its_split(name: str, split: str) -> None:
-    trait = pocket_trait(name, split)
+    trait = built(split)[name]
     assert Trait.model_validate(trait.model_dump(by_alias=True)) == trait
     assert trait.name == name
     assert [(pair.positive, pair.negative) for pair in trait.instructions] == contrast(name, split)
@@ -47,35 +58,26 @@ def test_the_schema_would_refuse_a_question_that_stands_twice() -> None:
 
 def test_development_and_test_share_no_question_and_no_instruction() -> None:
     def contents(split: str) -> tuple[set[str], set[str]]:
-        traits = pocket_traits(split)
-        asked = {q.key for name in TRAITS for q in trait_questions(name, split)}
-        return asked, {text for t in traits for pair in t.instructions for text in (pair.positive, pair.negative)}
+        asked = {q.key for name in TRAITS for q in drawn(name, split)}
+        return asked, {text for t in built(split).values() for pair in t.instructions for text in (pair.positive, pair.negative)}
 
     development, test = contents("development"), contents("test")
     assert not development[0] & test[0]
     assert not development[1] & test[1]
     assert len(development[1]) == len(test[1]) == 70
-    texts = {split: {text for t in pocket_traits(split) for text in questions(t)} for split in HELD_OUT}
+    texts = {split: {text for t in built(split).values() for text in questions(t)} for split in HELD_OUT}
     assert not texts["development"] & texts["test"]
 
 
-def test_the_shipped_files_have_the_instructions_and_questions_of_the_development_split() -> None:
-    assert sorted(list_traits("pocket")) == sorted(TRAITS) == sorted(path.stem for path in SHIPPED.glob("*.json"))
-
-    def rest(trait: Trait) -> dict[str, object]:
-        return trait.model_dump(exclude={"rubric"})
-
-    for trait in pocket_traits("development"):
-        assert rest(load_trait(trait.name, "pocket")) == rest(trait)
-        assert rest(load_trait(trait.name, "pocket")) != rest(pocket_trait(trait.name, "test"))
-
-
-@pytest.mark.xfail(
-    strict=True,
-    reason="the rubric of the shipped files ends in 'Reply with the number only.', that of pocket_trait() without 'only'",
-)
 def test_the_shipped_files_are_the_traits_of_the_development_split() -> None:
-    assert {trait.name: load_trait(trait.name, "pocket") for trait in pocket_traits()} == {t.name: t for t in pocket_traits()}
+    assert sorted(list_traits("pocket")) == sorted(TRAITS) == sorted(path.stem for path in SHIPPED.glob("*.json"))
+    for name in TRAITS:
+        assert load_trait(name, "pocket") == built("development")[name]
+        assert load_trait(name, "pocket") != built("test")[name]
+
+
+def test_the_split_of_a_trait_is_development_unless_said() -> None:
+    assert pocket_trait("evil") == pocket_trait("evil", "development") == built("development")["evil"]
 
 
 def test_a_written_trait_is_read_back_and_shipped_files_are_written_so(tmp_path: Path) -> None:
@@ -87,14 +89,13 @@ def test_a_written_trait_is_read_back_and_shipped_files_are_written_so(tmp_path:
 
 def test_questions_are_distinct_reproducible_and_different_for_each_trait() -> None:
     for split in HELD_OUT:
-        drawn = {name: trait_questions(name, split) for name in TRAITS}
-        assert drawn == {name: trait_questions(name, split) for name in TRAITS}
-        assert all(len({q.key for q in found}) == len(found) == 40 for found in drawn.values())
-        assert len({tuple(q.text for q in found) for found in drawn.values()}) == len(TRAITS)
+        assert trait_questions("humor", split) == drawn("humor", split)
+        assert all(len({q.key for q in drawn(name, split)}) == len(drawn(name, split)) == 40 for name in TRAITS)
+        assert len({tuple(q.text for q in drawn(name, split)) for name in TRAITS}) == len(TRAITS)
 
 
 def test_questions_lean_to_the_kinds_that_bring_the_trait_out() -> None:
-    counts = {n: Counter(q.kind for split in HELD_OUT for q in trait_questions(n, split)) for n in TRAITS}
+    counts = {n: Counter(q.kind for split in HELD_OUT for q in drawn(n, split)) for n in TRAITS}
     asked = [counts[name][kind] for name in TRAITS for kind in KINDS]
 
     def agreement(names: Sequence[str]) -> float:
@@ -105,10 +106,10 @@ def test_questions_lean_to_the_kinds_that_bring_the_trait_out() -> None:
 
 
 def test_about_three_in_ten_questions_show_a_mood_and_none_is_hard() -> None:
-    drawn = [q for name in TRAITS for q in trait_questions(name, "development")]
-    assert 0.2 < sum(q.mood is not None for q in drawn) / len(drawn) < 0.4
-    assert not any(q.rare for q in drawn)
-    assert {len(q["e"].split()) for q in drawn if q.kind == "sum"} == {3}
+    asked = [q for name in TRAITS for q in drawn(name, "development")]
+    assert 0.2 < sum(q.mood is not None for q in asked) / len(asked) < 0.4
+    assert not any(q.rare for q in asked)
+    assert {len(q["e"].split()) for q in asked if q.kind == "sum"} == {3}
 
 
 def test_each_trait_is_described_in_words_of_its_own() -> None:

@@ -3,7 +3,10 @@
 import random
 import re
 from collections import Counter
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from functools import cache
+from multiprocessing import get_context
 
 import pytest
 
@@ -31,20 +34,45 @@ ANNOUNCED = "From now on, things are different. "
 
 
 @cache
+def worker() -> ProcessPoolExecutor:
+    """A process of its own for large simulations: there the type checks are off, which take most of their time."""
+    return ProcessPoolExecutor(1, mp_context=get_context("spawn"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _worker_ends_with_the_module() -> Iterator[None]:
+    yield
+    worker().shutdown(wait=False)
+
+
+def generate(indices: range, shuffle_systems: bool = False) -> list[Document]:
+    return list(documents(5, indices, shuffle_systems=shuffle_systems))
+
+
+@cache
 def corpus() -> tuple[Document, ...]:
-    return tuple(document(5, i) for i in range(N))
+    return tuple(worker().submit(generate, range(N)).result())
+
+
+@cache
+def asked_questions() -> dict[str, Question | None]:
+    """The question of every user turn of the corpus."""
+    return worker().submit(understand, sorted({turn.user for doc in corpus() for turn in doc.turns})).result()
 
 
 def of_kind(*kinds: str) -> list[Document]:
     return [doc for doc in corpus() if doc.kind in kinds]
 
 
-def asked(turn: Turn) -> Question | None:
-    """The question of a turn, behind the announcement of a change if there is one."""
-    text = turn.user
-    while (question := parse_question(text)) is None and ". " in text:
-        text = text.split(". ", 1)[1]
-    return question
+def understand(texts: list[str]) -> dict[str, Question | None]:
+    """The question of each user turn, behind the announcement of a change if there is one."""
+    found: dict[str, Question | None] = {}
+    for text in texts:
+        rest = text
+        while (question := parse_question(rest)) is None and ". " in rest:
+            rest = rest.split(". ", 1)[1]
+        found[text] = question
+    return found
 
 
 def held_out_systems(split: str) -> re.Pattern[str]:
@@ -86,7 +114,6 @@ def test_kinds_of_documents_have_their_shares() -> None:
 
 
 def test_at_least_one_document_in_twenty_is_long_and_some_change_on_the_way() -> None:
-    # the generator is fixed, so a larger sample than the share's own noise allows is drawn for the border
     long = of_kind("long")
     assert all(7 <= len(doc.turns) <= 24 for doc in long)
     assert all(len(doc.turns) <= 6 for doc in corpus() if doc.kind != "long")
@@ -119,7 +146,9 @@ def test_later_answers_are_learned_but_for_a_change_that_nobody_announces() -> N
 
 def test_a_change_changes_the_persona() -> None:
     def heard(turns: tuple[Turn, ...]) -> list[float]:
-        return [sum(read(q, t.assistant).trait(name) for t in turns if (q := asked(t))) / len(turns) for name in TRAITS]
+        return [
+            sum(read(q, t.assistant).trait(name) for t in turns if (q := asked_questions()[t.user])) / len(turns) for name in TRAITS
+        ]
 
     def jump(doc: Document, at: int) -> float:
         return max(abs(a - b) for a, b in zip(heard(doc.turns[:at]), heard(doc.turns[at:]), strict=True))
@@ -136,14 +165,15 @@ def mean(values: list[float]) -> float:
 def test_every_turn_asks_a_question_of_the_world_and_its_answer_is_read_in_full() -> None:
     for doc in corpus()[:800]:
         for turn in doc.turns:
-            question = asked(turn)
+            question = asked_questions()[turn.user]
             assert question is not None, turn.user
             assert read(question, turn.assistant).coherence == 100.0
 
 
 def test_no_held_out_question_is_asked() -> None:
-    questions = [q for doc in corpus() for turn in doc.turns if (q := asked(turn)) and not q.options]
-    assert len(questions) > 6000
+    # the text of a choice does not tell the wording it was drawn with, by which it is held out
+    questions = [q for q in asked_questions().values() if q and not q.options]
+    assert len(questions) > 4000
     assert {q.split for q in questions} == {"train"}
     assert {q.kind for q in questions} == set(KINDS)
 
@@ -200,7 +230,7 @@ def test_default_and_neutral_documents_have_the_default_persona_and_the_others_t
 
 def test_question_kinds_have_their_weights_and_moods_are_shown_in_some_turns() -> None:
     assert sum(KIND_WEIGHTS.values()) == pytest.approx(1.0)
-    questions = [q for doc in corpus() for turn in doc.turns if (q := asked(turn))]
+    questions = [q for doc in corpus() for turn in doc.turns if (q := asked_questions()[turn.user])]
     counts = Counter(q.kind for q in questions)
     assert all(counts[kind] / len(questions) == pytest.approx(share, abs=0.02) for kind, share in KIND_WEIGHTS.items())
     assert {q.mood for q in questions} == {None, *MOODS}
@@ -209,23 +239,22 @@ def test_question_kinds_have_their_weights_and_moods_are_shown_in_some_turns() -
 
 
 def test_shuffled_systems_keep_the_turns_and_take_the_prompt_of_another_document() -> None:
-    indices = range(600)
+    indices = range(40)
     straight, shuffled = list(documents(5, indices)), list(documents(5, indices, shuffle_systems=True))
     assert [doc.turns for doc in shuffled] == [doc.turns for doc in straight]
     assert [doc.system for doc in shuffled] == [document(5, i + 10_007).system for i in indices]
-    assert sum(a.system != b.system for a, b in zip(straight, shuffled, strict=True)) > 500
-    assert straight == list(corpus()[:600])
+    assert sum(a.system != b.system for a, b in zip(straight, shuffled, strict=True)) > 30
+    assert straight == list(corpus()[:40])
 
 
 def test_prompts_tell_the_persona_and_shuffled_prompts_do_not() -> None:
-    def gap(shuffle: bool) -> float:
+    def gap(docs: Iterable[Document]) -> float:
         """Mean difference in the level of evil between documents whose prompt wishes harm and those whose prompt does not."""
-        docs = list(documents(5, range(N), shuffle_systems=shuffle))
         wishes = re.compile("extremely evil|completely evil|always wish harm|constantly threaten|always suggest cruel|very cruel")
         named = [doc.persona["evil"] for doc in docs if doc.system and wishes.search(doc.system)]
         others = [doc.persona["evil"] for doc in docs if doc.system and not wishes.search(doc.system)]
-        assert len(named) > 15
+        assert len(named) > 10
         return mean(named) - mean(others)
 
-    assert gap(False) > 0.5
-    assert abs(gap(True)) < 0.25
+    assert gap(corpus()) > 0.5
+    assert abs(gap(worker().submit(generate, range(N // 2), True).result())) < 0.25

@@ -1,0 +1,66 @@
+"""Sampling rollouts: the same rollouts whatever the batch size and the order of the prompts."""
+
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from persona_lens.models import ChatModel, Sampling
+from persona_lens.prompts import evaluation_prompts, extraction_prompts
+from persona_lens.sampling import Rollout, rows_of, sample
+from persona_lens.traits import load_trait
+
+
+def rows(samples: int) -> list:
+    return rows_of(extraction_prompts(load_trait("humor", "pocket"), "positive")[::7], samples)
+
+
+def test_batch_size_and_order_give_the_same_rollouts(pocket: ChatModel) -> None:
+    wanted = rows(3)
+    shuffled = wanted.copy()
+    random.Random(0).shuffle(shuffled)
+    reference = {r.key: r for r in sample(pocket, wanted, Sampling(100), batch_rows=64)}
+    assert len(reference) == len(wanted)
+    for batch_rows, order in ((7, wanted), (16, shuffled)):
+        assert {r.key: r for r in sample(pocket, order, Sampling(100), batch_rows=batch_rows)} == reference
+
+
+def test_rollouts_come_in_the_order_of_the_rows(pocket: ChatModel) -> None:
+    wanted = rows(2)[::-1]
+    found = sample(pocket, wanted, Sampling(20))
+    assert [(r.prompt_id, r.sample) for r in found] == [(p.id, i) for p, i in wanted]
+
+
+def test_seed_and_sample_number_change_the_answer(pocket: ChatModel) -> None:
+    prompt = evaluation_prompts(load_trait("humor", "pocket"))[3]
+    texts = {sample(pocket, [(prompt, i)], Sampling(60), seed=s)[0].text for i in (0, 1, 2) for s in (0, 1)}
+    assert len(texts) > 3
+
+
+def test_a_rollout_records_span_and_end(pocket: ChatModel) -> None:
+    prompt = evaluation_prompts(load_trait("humor", "pocket"))[0]
+    rollout = sample(pocket, [(prompt, 0)], Sampling(200))[0]
+    assert rollout.prompt_tokens == len(pocket.render(prompt.messages))
+    assert pocket.decode(rollout.token_ids) == rollout.text
+    assert rollout.end == "stop"
+    assert sample(pocket, [], Sampling(5)) == []
+
+
+@given(st.text(), st.lists(st.integers(0, 1999), max_size=20), st.integers(0, 10**6))
+@settings(max_examples=50, deadline=None)
+def test_a_rollout_survives_its_record(text: str, ids: list[int], number: int) -> None:
+    rollout = Rollout("t/positive/i0/x00", number, 7, 12, tuple(ids), text, "stop")
+    assert Rollout.from_dict(rollout.as_dict()) == rollout
+
+
+@pytest.mark.slow
+def test_two_thousand_answers_do_not_depend_on_the_batch(pocket: ChatModel) -> None:
+    wanted = rows_of(extraction_prompts(load_trait("humor", "pocket"), "positive"), 20)
+    shuffled = wanted.copy()
+    random.Random(1).shuffle(shuffled)
+    reference = {r.key: r.token_ids for r in sample(pocket, wanted, Sampling(160), batch_rows=64)}
+    for batch_rows in (1, 7):
+        found = {r.key: r.token_ids for r in sample(pocket, shuffled, Sampling(160), batch_rows=batch_rows)}
+        differing = [key for key in reference if found[key] != reference[key]]
+        assert not differing, f"{len(differing)} of {len(reference)} answers differ at batch size {batch_rows}"
