@@ -4,6 +4,8 @@ import os
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+if "PYTEST_XDIST_WORKER" in os.environ:  # one thread per worker, also in the processes that tests start
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 import torch

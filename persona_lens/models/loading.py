@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from persona_lens.errors import ModelLoadError
-from persona_lens.models.chat_model import ChatModel, rendered_ids
+from persona_lens.models.chat_model import TEMPLATE_DATE, ChatModel, rendered_ids
 from persona_lens.models.fingerprint import fingerprint
 from persona_lens.pocket import POCKET_NAME, TRAIT_SET_FIELD, weights_folder
 
@@ -232,8 +232,8 @@ def _check_template(tokenizer: "PreTrainedTokenizerBase", name: str) -> None:
     if not tokenizer.chat_template:
         raise ModelLoadError(f"{name} has no chat template: use a chat (instruct) model, or set tokenizer.chat_template")
     try:
-        prefix = str(tokenizer.apply_chat_template(_PROBE, tokenize=False, add_generation_prompt=True))
-        whole = str(tokenizer.apply_chat_template([*_PROBE, _PROBE_ANSWER], tokenize=False))
+        prefix = str(tokenizer.apply_chat_template(_PROBE, tokenize=False, add_generation_prompt=True, date_string=TEMPLATE_DATE))
+        whole = str(tokenizer.apply_chat_template([*_PROBE, _PROBE_ANSWER], tokenize=False, date_string=TEMPLATE_DATE))
     except Exception as error:  # jinja raises whatever the template asks for
         raise ModelLoadError(
             f"the chat template of {name} cannot render a system, user, assistant conversation: {error}"

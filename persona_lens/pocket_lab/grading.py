@@ -32,7 +32,7 @@ from persona_lens.sampling import rows_of, sample
 from persona_lens.vectors import PersonaVectors
 
 SAMPLING: Final = Sampling(max_new_tokens=200)
-STRENGTHS: Final = (0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 2.5)
+STRENGTHS: Final = (0.75, 1.0, 1.5, 2.0, 2.5)
 COHERENCE_FLOOR: Final = 85.0
 
 
@@ -121,7 +121,7 @@ def steering_peek(
     ceilings: Mapping[str, float],
     split: Split,
     *,
-    choose_samples: int = 3,
+    choose_samples: int = 2,
     report_samples: int = 20,
     seed: int = 2,
     progress: Progress = silent,

@@ -129,7 +129,7 @@ def test_a_model_without_chat_template_is_refused(plain_pocket: PreTrainedModel,
         load_model((plain_pocket, bare))
 
 
-def test_damaged_weights_unknown_devices_and_hooks_are_one_clear_error(tmp_path: Path) -> None:
+def test_damaged_weights_and_unknown_devices_are_one_clear_error(tmp_path: Path) -> None:
     shutil.copytree(weights_folder(), tmp_path / "model")
     weights = tmp_path / "model" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100_000])
@@ -137,8 +137,6 @@ def test_damaged_weights_unknown_devices_and_hooks_are_one_clear_error(tmp_path:
         load_model(tmp_path / "model")
     with pytest.raises(ModelLoadError, match="device 'gpu' is unknown"):
         load_model("pocket", device="gpu")
-    with pytest.raises(ModelLoadError, match="hooks='ful' is unknown"):
-        load_model("pocket", hooks="ful")  # pyright: ignore[reportArgumentType]
 
 
 def test_a_template_that_shows_the_date_gives_the_same_ids_every_day(
