@@ -73,6 +73,7 @@ def test_a_verdict_says_when_there_is_nothing(small_run: ExtractionRun) -> None:
         v.provenance,
     )
     object.__setattr__(run, "vectors", nothing)
+    object.__setattr__(run, "summary", {**run.summary, "p_any_layer": 0.4})
     assert verdict(run).startswith("No optimism direction was found (p = 0.4")
     assert "not reliable" in verdict(run)
     assert verdict(small_run).startswith("An optimism direction exists")
