@@ -144,7 +144,10 @@ def test_ctrl_c_leaves_a_resumable_folder_and_says_how_to_go_on(tmp_path: Path) 
     code = "from persona_lens.cli import main; main()"
     options = ["--samples", "20", "--neutral", "0", "--out", str(out)]
     process = subprocess.Popen(
-        [sys.executable, "-c", code, "extract", "optimism", *options], stderr=subprocess.PIPE, text=True, env={**os.environ}
+        [sys.executable, "-c", code, "extract", "optimism", *options],
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # background jobs inherit an ignored SIGINT
     )
     deadline = time.monotonic() + 120
     while not (out / "optimism" / "rollouts.jsonl").exists() and time.monotonic() < deadline:
