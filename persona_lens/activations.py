@@ -52,7 +52,8 @@ def token_batches(spans: Sequence[Span], batch_tokens: int) -> list[list[int]]:
     return [*batches, current] if current else batches
 
 
-def _right_padded(spans: Sequence[Span], pad: int) -> tuple[Int[Tensor, "batch position"], Int[Tensor, "batch position"]]:
+def right_pad(spans: Sequence[Span], pad: int) -> tuple[Int[Tensor, "batch position"], Int[Tensor, "batch position"]]:
+    """Token ids of whole conversations padded on the right, and the mask that says which are real."""
     width = max(len(s) for s in spans)
     ids = torch.full((len(spans), width), pad, dtype=torch.long)
     mask = torch.zeros((len(spans), width), dtype=torch.long)
@@ -108,7 +109,7 @@ def pool(
 
 @torch.inference_mode()
 def _pool_batch(model: ChatModel, batch: Sequence[Span]) -> Float[Tensor, "batch pooling layer d_model"]:
-    ids, mask = (x.to(model.device) for x in _right_padded(batch, model.pad_id))
+    ids, mask = (x.to(model.device) for x in right_pad(batch, model.pad_id))
     weights = pooling_weights(batch, ids.shape[1]).to(model.device)
     out = torch.empty(len(batch), len(POOLINGS), model.n_layers, model.d_model, device=model.device)
     hooks = [(model.hook_name(layer), _reducer(out, layer, weights)) for layer in range(model.n_layers)]

@@ -10,7 +10,7 @@ from typing import Final
 
 import torch
 
-from persona_lens.activations import Span, token_batches
+from persona_lens.activations import Span, right_pad, token_batches
 from persona_lens.models import ChatModel, Sampling
 from persona_lens.pocket.oracle import read
 from persona_lens.pocket.questions import Question, Split, draw, multiple_choice, rare_facts
@@ -88,12 +88,7 @@ def _choice_accuracy(model: ChatModel, questions: Sequence[Question]) -> float:
 
 
 def _mean_log_probability(model: ChatModel, spans: Sequence[Span]) -> list[float]:
-    width = max(len(s) for s in spans)
-    ids = torch.full((len(spans), width), model.pad_id)
-    mask = torch.zeros_like(ids)
-    for row, span in enumerate(spans):
-        ids[row, : len(span)] = torch.tensor(span.prompt + span.answer)
-        mask[row, : len(span)] = 1
+    ids, mask = right_pad(spans, model.pad_id)
     logits = (
         model.hf(ids.to(model.device), attention_mask=mask.to(model.device), use_cache=False).logits.float().log_softmax(-1).cpu()
     )

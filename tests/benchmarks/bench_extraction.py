@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM
 
-from persona_lens.activations import Span, _right_padded, pool, pooling_weights, token_batches
+from persona_lens.activations import Span, pool, pooling_weights, right_pad, token_batches
 from persona_lens.models import Sampling, load_model
 from persona_lens.pocket import weights_folder
 from persona_lens.prompts import extraction_prompts
@@ -51,7 +51,7 @@ def main() -> None:
     @torch.inference_mode()
     def floor() -> None:
         for batch in batches:
-            ids, mask = _right_padded(batch, model.pad_id)
+            ids, mask = right_pad(batch, model.pad_id)
             weights = pooling_weights(batch, ids.shape[1])
             states = plain(ids, attention_mask=mask, use_cache=False, output_hidden_states=True, logits_to_keep=1).hidden_states
             torch.stack([torch.bmm(weights, s.float()) for s in states[1:]], 2)
