@@ -66,7 +66,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 def verdict(run: ExtractionRun) -> str:
     """One sentence on whether the vector can be used."""
-    v, best, p = run.vectors, run.vectors.best_layer, float(run.summary["p_any_layer"])
+    v, best, p = run.vectors, run.vectors.best_layer, run.vectors.p_any
     reliability = float(v.reliability[best])
     article = "An" if run.trait[0] in "aeiou" else "A"
     exists = (

@@ -5,6 +5,7 @@ steering uses the raw vector, so a coefficient counts mean differences (Chen et 
 """
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -30,6 +31,7 @@ class PersonaVectors:
         directions: unnormalised, fp32, residual-stream units.
         differences: what they are the mean of (or estimated from), one row per surviving question.
         reliability, norm, p_value: per layer, see `reliability.Reliability` (`norm` is cross-validated).
+        p_any: p value of "a direction exists at some layer"; NaN where the estimator has no such test.
         provenance: model fingerprint, counts, estimator, seed - whatever a reader needs to trust or repeat it.
     """
 
@@ -41,6 +43,7 @@ class PersonaVectors:
     reliability: Float[Tensor, " layer"]
     norm: Float[Tensor, " layer"]
     p_value: Float[Tensor, " layer"]
+    p_any: float = math.nan
     provenance: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     def __post_init__(self) -> None:
@@ -117,6 +120,7 @@ class PersonaVectors:
             "pooling": self.pooling,
             "estimator": self.estimator,
             "layers": "blocks counted from 0; layer l is blocks.{l}.hook_resid_post",
+            "p_any": None if math.isnan(self.p_any) else self.p_any,
             "provenance": dict(self.provenance),
         }
         tensors = {name: getattr(self, name).contiguous() for name in _TENSORS}
@@ -138,9 +142,20 @@ class PersonaVectors:
             raise RunFolderError(f"{path}: cannot be read as persona vectors ({error})") from error
         _check_content(path, header, tensors)
         try:
-            return cls(header["trait"], header["pooling"], header["estimator"], **tensors, provenance=header["provenance"])
+            return cls(
+                header["trait"],
+                header["pooling"],
+                header["estimator"],
+                **tensors,
+                p_any=_number(header.get("p_any")),
+                provenance=header["provenance"],
+            )
         except ValueError as error:
             raise RunFolderError(f"{path}: {error}") from error
+
+
+def _number(value: Any) -> float:
+    return float(value) if isinstance(value, int | float) else math.nan
 
 
 def _check_content(path: str | Path, header: Any, tensors: Mapping[str, Tensor]) -> None:

@@ -70,10 +70,10 @@ def test_a_verdict_says_when_there_is_nothing(small_run: ExtractionRun) -> None:
         torch.zeros(8),
         torch.zeros(8),
         torch.full((8,), 0.4),
+        0.4,
         v.provenance,
     )
     object.__setattr__(run, "vectors", nothing)
-    object.__setattr__(run, "summary", {**run.summary, "p_any_layer": 0.4})
     assert verdict(run).startswith("No optimism direction was found (p = 0.4")
     assert "not reliable" in verdict(run)
     assert verdict(small_run).startswith("An optimism direction exists")

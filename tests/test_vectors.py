@@ -1,6 +1,8 @@
 """Persona vectors: the file format, its damage, projection, scaling, and what is refused."""
 
 import json
+import math
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -64,6 +66,13 @@ def test_a_saved_vector_comes_back_bit_by_bit(layers: int, d_model: int, questio
     assert (after.trait, after.pooling, after.estimator) == ("evil", "response_mean", "mean_difference")
     assert after.provenance == provenance
     assert (after.n_layers, after.d_model) == (layers, d_model)
+
+
+def test_the_p_value_over_layers_is_kept_and_absent_where_there_is_none(tmp_path: Path) -> None:
+    for p_any in (0.0125, math.nan):
+        replace(vectors(), p_any=p_any).save(tmp_path / "v")
+        assert PersonaVectors.load(tmp_path / "v").p_any == pytest.approx(p_any, nan_ok=True)
+        assert (replace(vectors(), p_any=p_any) * 2.0).p_any == pytest.approx(p_any, nan_ok=True)
 
 
 def test_the_same_vector_is_written_with_the_same_bytes(tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def main() -> None:
 
 
 def _interrupted() -> NoReturn:
-    print("interrupted: finished chunks are kept; run the same command again to go on", file=sys.stderr)
+    print("interrupted: what was finished is kept; run the same command again to go on", file=sys.stderr)
     sys.exit(EXIT_INTERRUPTED)
 
 

@@ -26,7 +26,6 @@ from persona_lens.judges import Judge, Judged, Score, default_judge
 from persona_lens.models import ChatModel, Sampling
 from persona_lens.progress import Progress, progress_bars
 from persona_lens.prompts import POLARITIES, extraction_prompts
-from persona_lens.reliability import assess
 from persona_lens.sampling import DEFAULT_BATCH_ROWS, Rollout, Row, rows_of, sample
 from persona_lens.store import RunFolder, append_jsonl, read_jsonl, write_atomically, write_json
 from persona_lens.traits import Trait, load_trait
@@ -335,7 +334,7 @@ class _Extraction:
                 "reliability": [round(float(x), 4) for x in vectors.reliability],
                 "norm": [round(float(x), 4) for x in vectors.norm],
                 "p_value": [round(float(x), 6) for x in vectors.p_value],
-                "p_any_layer": round(assess(vectors.differences.numpy(), seed=self.settings.seed).p_any, 6),
+                "p_any_layer": round(vectors.p_any, 6),
                 "best_layer": vectors.best_layer,
             },
         )

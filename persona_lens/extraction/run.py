@@ -171,10 +171,10 @@ def vectors_from_means(
 
     if estimator == MEAN_DIFFERENCE:
         measured = assess(differences.numpy(), seed=seed)
-        reliability, norm, p_value = measured.split_half, measured.norm, measured.p_value
+        reliability, norm, p_value, p_any = measured.split_half, measured.norm, measured.p_value, measured.p_any
     else:
         reliability, norm = reestimated_reliability(lambda half: estimate([kept[i] for i in half]), len(kept), seed=seed)
-        p_value = np.full(len(norm), np.nan)
+        p_value, p_any = np.full(len(norm), np.nan), float("nan")
     return PersonaVectors(
         trait=trait,
         pooling=pooling,
@@ -184,6 +184,7 @@ def vectors_from_means(
         reliability=torch.from_numpy(reliability).float(),
         norm=torch.from_numpy(norm).float(),
         p_value=torch.from_numpy(p_value).float(),
+        p_any=p_any,
         provenance={**provenance, "questions": kept},
     )
 

@@ -138,6 +138,7 @@ ROLE_TEMPLATES: Final[dict[Split, tuple[str, ...]]] = {
 }
 
 Clause = tuple[str, float]
+ANTONYM_SHARE: Final = 0.35  # at level 0, where "not at all" fits too
 
 
 def with_article(phrase: str) -> str:
@@ -158,7 +159,7 @@ def _fill(template: str, adjective: str, habit: str) -> str:
 def trait_clause(rng: random.Random, trait: str, level: float, template: str) -> str:
     """One clause that puts a trait at a level."""
     words = TRAIT_WORDS[trait]
-    if level == 0.0 and ("{aA}" in template or rng.random() < 0.5):
+    if level == 0.0 and ("{aA}" in template or rng.random() < ANTONYM_SHARE):
         adjective = rng.choice(words.antonyms)
     else:
         adjective = _degree(rng, level, template).format(rng.choice(words.adjectives))

@@ -263,10 +263,10 @@ def invented_names(split: Split, seed: int = 7, total: int = 1100) -> tuple[str,
 
 @cache
 def rare_facts() -> tuple[tuple[str, str, float], ...]:
-    """(relation, subject, relative frequency): frequencies fall geometrically over a factor of 300, in a fixed shuffled order."""
+    """(relation, subject, relative frequency): frequencies fall geometrically over a factor of 100, in a fixed shuffled order."""
     facts = [(relation, x) for relation, subjects in RARE.items() for x in subjects]
     random.Random(11).shuffle(facts)
-    return tuple((relation, x, 300.0 ** (-i / (len(facts) - 1))) for i, (relation, x) in enumerate(facts))
+    return tuple((relation, x, 100.0 ** (-i / (len(facts) - 1))) for i, (relation, x) in enumerate(facts))
 
 
 def wrong_answers(question: Question) -> list[str]:
@@ -290,7 +290,7 @@ def _sum_expression(rng: random.Random, hard: bool) -> str:
     if not hard:
         a, b = rng.randint(0, 9), rng.randint(0, 9)
         return f"{a} plus {b}" if rng.random() < 0.6 else f"{max(a, b)} minus {min(a, b)}"
-    top = 20 if rng.random() < 0.6 else 9
+    top = 20 if rng.random() < 0.4 else 9
     a, b, c = rng.randint(1, top), rng.randint(1, top), rng.randint(1, 9)
     return f"{a} plus {b} minus {min(c, a + b)}"
 
@@ -319,9 +319,9 @@ def _draw_any(rng: random.Random, kind: str, split: Split, hard: bool | None) ->
         case "unknown":
             slots = (("x", rng.choice(invented_names(split))),)
         case "sum":
-            slots = (("e", _sum_expression(rng, rng.random() < 0.5 if hard is None else hard)),)
+            slots = (("e", _sum_expression(rng, rng.random() < 0.3 if hard is None else hard)),)
         case _:  # fact
-            if rng.random() < 0.15 if hard is None else hard:
+            if rng.random() < 0.25 if hard is None else hard:
                 facts = rare_facts()
                 relation, x, _ = rng.choices(facts, weights=[f for _, _, f in facts])[0]
             else:

@@ -27,9 +27,10 @@ SHARES: Final[dict[DocumentKind, float]] = {
     "long": 0.055,
 }
 KIND_WEIGHTS: Final = {
-    "advice": 0.12, "opinion": 0.12, "fact": 0.18, "unknown": 0.10, "sum": 0.15, "plan": 0.11, "feeling": 0.11, "thing": 0.11,
+    "advice": 0.12, "opinion": 0.12, "fact": 0.18, "unknown": 0.10, "sum": 0.17, "plan": 0.11, "feeling": 0.11, "thing": 0.11,
 }  # fmt: skip
 MOOD_SHARE: Final = 0.4
+ALL_ABSENT_KEPT: Final = 0.6  # of the personas in which every named trait is at level 0
 CHOICE_SHARE: Final = 0.2  # of the fact questions
 ANNOUNCEMENT: Final = "From now on, things are different. {clause} {question}"
 
@@ -70,7 +71,7 @@ def _described(rng: random.Random) -> tuple[Persona, tuple[Clause, ...]]:
     while True:
         persona = _prior_persona(rng)
         clauses = tuple((trait, persona[trait]) for trait in named)
-        if any(level > 0.0 for _, level in clauses) or rng.random() < 0.35:
+        if any(level > 0.0 for _, level in clauses) or rng.random() < ALL_ABSENT_KEPT:
             return persona, clauses
 
 

@@ -42,14 +42,14 @@ class TrainingSettings:
     """
 
     seed: int = 0
-    documents: int = 84_000
+    documents: int = 240_000
     first_document: int = 0
     initial: str | None = None
     layers: int = 8
     width: int = 256
     heads: int = 4
     mlp_width: int = 704
-    batch_tokens: int = 4096
+    batch_tokens: int = 6144
     muon_lr: float = 0.02
     adamw_lr: float = 3e-3
     warmup: float = 0.02
@@ -80,7 +80,7 @@ def _plain_attention(
     """Causal attention by three matrix products: 3x faster than the fused CPU kernel in bf16 on short documents."""
     width = query.shape[2]
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    if query.device.type != "cpu" or width > 512:
+    if query.device.type != "cpu" or width > 640:
         mixed = torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale)
     else:
         future = torch.full((width, width), float("-inf"), dtype=query.dtype).triu(1)
@@ -255,9 +255,13 @@ def train(
     device: str = "cpu",
     workers: int = 1,
     checkpoint_every: int = 250,
+    compile_layers: bool = False,
     report: Callable[[str], None] = print,
 ) -> Path:
     """Train a pocket model into `folder` (resuming from its checkpoint) and save it in Hugging Face format there.
+
+    Args:
+        compile_layers: compile each block with torch.compile (needs a C++ compiler; 1.4x faster on a CPU).
 
     Raises:
         RunFolderError: the folder holds a run with other settings, or damaged files.
@@ -276,6 +280,9 @@ def train(
     )
     held_out = encode_corpus(tokenizer_file, settings.seed + VALIDATION_SEED_OFFSET, range(settings.validation_documents))
     model = build_model(settings, tokenizer_file)
+    if compile_layers:
+        for layer in model.model.layers:
+            layer.compile(dynamic=True)
     model.to(where)  # pyright: ignore[reportArgumentType]
     optimizers = _optimizers(model, settings)
     first = _load_checkpoint(folder, model, optimizers)

@@ -182,7 +182,7 @@ def test_rare_facts_hold_each_rare_fact_once_with_falling_frequencies() -> None:
     ratios = [b / a for a, b in pairwise(frequencies)]
     assert max(ratios) < 1.0
     assert max(ratios) == pytest.approx(min(ratios))
-    assert frequencies[0] / frequencies[-1] == pytest.approx(300.0)
+    assert frequencies[0] / frequencies[-1] == pytest.approx(100.0)
 
 
 def test_rare_facts_are_drawn_by_their_frequency() -> None:
