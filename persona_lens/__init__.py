@@ -12,15 +12,23 @@ _HOME: Final = {
     "ChatModel": "models",
     "PersonaVectors": "vectors",
     "Trait": "traits",
+    "ablate": "steering",
+    "add": "steering",
+    "add_increments": "steering",
+    "cap": "steering",
+    "rotate": "steering",
+    "steer": "steering",
     "extract": "extraction",
     "judges": "",
     "list_traits": "traits",
     "load_model": "models",
     "load_run": "extraction",
+    "load_sweep": "sweeps",
     "load_trait": "traits",
     "plot": "figures",
     "report": "reports",
     "sample": "sampling",
+    "sweep": "sweeps",
 }
 
 __all__ = [
@@ -28,15 +36,23 @@ __all__ = [
     "PersonaVectors",
     "Trait",
     "__version__",
+    "ablate",
+    "add",
+    "add_increments",
+    "cap",
     "extract",
     "judges",
     "list_traits",
     "load_model",
     "load_run",
+    "load_sweep",
     "load_trait",
     "plot",
     "report",
+    "rotate",
     "sample",
+    "steer",
+    "sweep",
 ]
 
 if TYPE_CHECKING:
@@ -46,6 +62,8 @@ if TYPE_CHECKING:
     from persona_lens.models import ChatModel, load_model
     from persona_lens.reports import report
     from persona_lens.sampling import sample
+    from persona_lens.steering import ablate, add, add_increments, cap, rotate, steer
+    from persona_lens.sweeps import load_sweep, sweep
     from persona_lens.traits import Trait, list_traits, load_trait
     from persona_lens.vectors import PersonaVectors
 

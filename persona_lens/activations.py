@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from persona_lens.errors import ActivationError
-from persona_lens.models import ChatModel
+from persona_lens.models import ChatModel, Pass, forward_pass
 
 Pooling = Literal["response_mean", "prompt_mean", "prompt_last"]
 POOLINGS: Final[tuple[Pooling, ...]] = ("response_mean", "prompt_mean", "prompt_last")
@@ -61,6 +61,14 @@ def right_pad(spans: Sequence[Span], pad: int) -> tuple[Int[Tensor, "batch posit
         ids[row, : len(span)] = torch.tensor(span.prompt + span.answer)
         mask[row, : len(span)] = 1
     return ids, mask
+
+
+def span_pass(spans: Sequence[Span], width: int, device: torch.device | str = "cpu") -> Pass:
+    """What a full pass over right-padded conversations holds; its rows are numbered as the spans are."""
+    position = torch.arange(width, device=device)
+    prompt, total = (torch.tensor(n, device=device)[:, None] for n in ([len(s.prompt) for s in spans], [len(s) for s in spans]))
+    real = position < total
+    return Pass(torch.arange(len(spans), device=device), real, position < prompt, real & (position >= prompt - 1))
 
 
 def pooling_weights(spans: Sequence[Span], width: int) -> Float[Tensor, "batch pooling position"]:
@@ -113,7 +121,7 @@ def _pool_batch(model: ChatModel, batch: Sequence[Span]) -> Float[Tensor, "batch
     weights = pooling_weights(batch, ids.shape[1]).to(model.device)
     out = torch.empty(len(batch), len(POOLINGS), model.n_layers, model.d_model, device=model.device)
     hooks = [(model.hook_name(layer), _reducer(out, layer, weights)) for layer in range(model.n_layers)]
-    with model.hooks(hooks):
+    with model.hooks(hooks), forward_pass(span_pass(batch, ids.shape[1], model.device)):
         model.hf(ids, attention_mask=mask, use_cache=False, logits_to_keep=1)
     return out.cpu()
 

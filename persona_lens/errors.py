@@ -43,3 +43,7 @@ class ActivationError(PersonaLensError):
 
 class LineageError(PersonaLensError):
     """Vectors of one lineage used on a model of another."""
+
+
+class SteeringError(PersonaLensError):
+    """An intervention that cannot be applied as it was asked for."""

@@ -9,6 +9,7 @@ from jaxtyping import Float
 
 from persona_lens.extraction import ExtractionRun
 from persona_lens.extraction.run import question_means, surviving
+from persona_lens.sweeps import Sweep
 from persona_lens.vectors import PersonaVectors
 
 if TYPE_CHECKING:
@@ -106,14 +107,47 @@ def score_histogram(run: ExtractionRun) -> "Figure":
     return figure
 
 
+def sweep_heat_map(sweep: Sweep) -> "Figure":
+    """Trait score and coherence by layer and strength."""
+    figure, axes = _figure(2, width=4.8, height=0.9 + 0.32 * len(sweep.targets))
+    for ax, values, title, color in zip(
+        axes, (sweep.score, sweep.coherence), (f"{sweep.trait} score", "coherence"), ("OrRd", "Blues"), strict=True
+    ):
+        image = ax.imshow(values, aspect="auto", cmap=color, vmin=0, vmax=100)
+        for (i, j), value in np.ndenumerate(values):
+            ax.text(j, i, f"{value:.0f}", ha="center", va="center", fontsize=7, color="white" if value > 60 else "black")
+        ax.set(xlabel="strength", ylabel="layer", title=title)
+        ax.set_xticks(range(len(sweep.strengths)), [f"{s:g}" for s in sweep.strengths])
+        ax.set_yticks(range(len(sweep.targets)), [str(t) for t in sweep.targets])
+        figure.colorbar(image, ax=ax, shrink=0.8)
+    return figure
+
+
+def dose_response(sweep: Sweep) -> "Figure":
+    """Score and coherence against strength at the chosen layer, with the unsteered, prompted and random answers beside them."""
+    figure, (ax,) = _figure(1, width=6.0)
+    r = sweep.report
+    row = sweep.targets.index(r.cell.target)  # pyright: ignore[reportArgumentType]
+    ax.plot(sweep.strengths, sweep.score[row], "o-", color=POSITIVE, label=f"{sweep.trait} score")
+    ax.plot(sweep.strengths, sweep.coherence[row], "s--", color=NEGATIVE, label="coherence")
+    ax.axhline(r.unsteered, color=NEUTRAL, lw=0.9, label="unsteered")
+    ax.axhline(r.prompted, color=NEUTRAL, lw=0.9, ls="--", label="positive prompt")
+    if r.random_effect is not None:
+        ax.axhline(r.unsteered + r.random_effect, color=NEUTRAL, lw=0.9, ls=":", label="random directions")
+    ax.axvline(r.cell.strength, color=NEUTRAL, lw=0.5)
+    ax.set(xlabel=f"strength at {r.cell.target} (layer)", ylabel="score (0-100)", ylim=(0, 100))
+    ax.legend(frameon=False, fontsize=8)
+    return figure
+
+
 @singledispatch
 def plot(record: object) -> "Figure":
-    """The figure of a record: vectors give their layer profile, a run its held-out projections.
+    """The figure of a record: vectors give their layer profile, a run its held-out projections, a sweep its heat map.
 
     Raises:
         TypeError: there is no figure for this kind of record.
     """
-    raise TypeError(f"there is no figure for {type(record).__name__}: pass PersonaVectors or an ExtractionRun")
+    raise TypeError(f"there is no figure for {type(record).__name__}: pass PersonaVectors, an ExtractionRun or a Sweep")
 
 
 @plot.register(PersonaVectors)
@@ -124,3 +158,8 @@ def _(record: PersonaVectors) -> "Figure":
 @plot.register(ExtractionRun)
 def _(record: ExtractionRun) -> "Figure":
     return projections(record)
+
+
+@plot.register(Sweep)
+def _(record: Sweep) -> "Figure":
+    return sweep_heat_map(record)

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from persona_lens.extraction import ExtractionRun, load_run
-from persona_lens.figures import layer_profile, projections, score_histogram
+from persona_lens.figures import dose_response, layer_profile, projections, score_histogram, sweep_heat_map
 from persona_lens.prompts import POLARITIES, extraction_prompts
-from persona_lens.store import write_atomically
+from persona_lens.store import read_json, write_atomically
+from persona_lens.sweeps import Sweep, load_sweep
 from persona_lens.traits import Trait, read_trait
 from persona_lens.vectors import hook_name
 
@@ -34,14 +35,22 @@ figure { margin: 1rem 0; }
 """
 
 
-def report(run: ExtractionRun | str | Path) -> Path:
-    """Write `report.html` and `figures/*.png` into the run's folder; returns the path of the report."""
-    run = load_run(run) if isinstance(run, str | Path) else run
-    figures = {"layers": layer_profile(run.vectors), "projections": projections(run), "scores": score_histogram(run)}
+def report(run: ExtractionRun | Sweep | str | Path) -> Path:
+    """Write `report.html` and `figures/*.png` into the folder of an extraction or a sweep; returns the path of the report.
+
+    Raises:
+        RunFolderError: the folder holds neither, or is not finished.
+    """
+    if isinstance(run, str | Path):
+        run = load_sweep(run) if read_json(Path(run) / "run.json").get("command") == "sweep" else load_run(run)
+    if isinstance(run, Sweep):
+        figures = {"heat_map": sweep_heat_map(run), "dose_response": dose_response(run)}
+    else:
+        figures = {"layers": layer_profile(run.vectors), "projections": projections(run), "scores": score_histogram(run)}
     images = {name: _png(figure) for name, figure in figures.items()}
     for name, image in images.items():
         write_atomically(run.path / "figures" / f"{name}.png", lambda path, content=image: Path(path).write_bytes(content))
-    page = _page(run, images)
+    page = _sweep_page(run, images) if isinstance(run, Sweep) else _page(run, images)
     target = run.path / "report.html"
     write_atomically(target, lambda path: Path(path).write_text(page, encoding="utf-8"))
     return target
@@ -77,6 +86,51 @@ def verdict(run: ExtractionRun) -> str:
         f"{exists}, sign-flip test over {len(v.differences)} questions and all layers); "
         f"it is {trust} (split-half reliability {reliability:.3f} at layer {best}, the highest of {v.n_layers})."
     )
+
+
+def sweep_verdict(found: Sweep) -> str:
+    """What the sweep shows, in three sentences: the chosen cell on the other half of the questions, and what stands beside it."""
+    r = found.report
+    low, high = r.interval
+    floor = "" if r.coherent else " No cell stayed coherent: this is the least bad one."
+    random = (
+        "."
+        if r.random_effect is None or r.random_interval is None
+        else f"; random directions of that norm {r.random_effect:+.1f} [{r.random_interval[0]:+.1f}, {r.random_interval[1]:+.1f}]."
+    )
+    return (
+        f"{r.cell}: {found.trait} score {r.score:.0f} at coherence {r.coherence:.0f}, from {r.unsteered:.0f} unsteered "
+        f"(effect {r.effect:+.1f} [{low:+.1f}, {high:+.1f}], reversed on {100 * r.reversed_share:.0f} % of the questions). "
+        f"The positive prompt alone gives {r.prompted:.0f} at coherence {r.prompted_coherence:.0f}{random}{floor}"
+    )
+
+
+def _sweep_page(found: Sweep, images: dict[str, bytes]) -> str:
+    r, manifest = found.report, read_json(found.path / "run.json")
+    rows = [
+        (target, *(f"{s:.0f} / {c:.0f}" for s, c in zip(score, coherence, strict=True)))
+        for target, score, coherence in zip(found.targets, found.score, found.coherence, strict=True)
+    ]
+    usable = ", ".join(f"{s:g}" for s in r.usable) or "none"
+    parts = [
+        f"<h1>Steering sweep: {escape(found.trait)}</h1><p><b>{escape(sweep_verdict(found))}</b></p>",
+        f"<p>Usable strengths at that layer (coherent, at least 90 % of the chosen effect): {usable}. "
+        "Layer and strength were chosen on half of the evaluation questions; the sentence above is about the other half.</p>",
+        "<h2>Layers and strengths</h2>",
+        _image(images["heat_map"], "Mean trait score and coherence over all evaluation questions."),
+        _table(("layer", *(f"{s:g}" for s in found.strengths)), rows),
+        "<p class='meta'>score / coherence; layers count blocks from 0 (blocks.{l}.hook_resid_post)</p>",
+        "<h2>Dose and response</h2>",
+        _image(images["dose_response"], "At the chosen layer, with what stands beside it."),
+        f"<p>{found.record['gaps']} answers have no score.</p>",
+        "<h2>Provenance</h2>",
+        _table(
+            ("what", "value"),
+            [(k, val) for k, val in {**manifest["versions"], "git": manifest["git_revision"], **manifest["model"]}.items()],
+        ),
+    ]
+    head = f"<meta charset='utf-8'><title>Steering sweep: {escape(found.trait)}</title><style>{_STYLE}</style>"
+    return f"<!doctype html><html lang='en'><head>{head}</head><body>{''.join(parts)}</body></html>\n"
 
 
 def _page(run: ExtractionRun, images: dict[str, bytes]) -> str:

@@ -221,7 +221,7 @@ def _check_same(manifest: Path, before: Mapping[str, Any], now: Mapping[str, Any
             difference = "; ".join(f"{k}: {_shown(old, k)} there, {_shown(value, k)} now" for k in names)
         else:
             difference = f"{old!r} there, {value!r} now"
-        raise RunFolderError(f"{manifest.parent} holds a run with another {key} ({difference}): choose another folder")
+        raise RunFolderError(f"{manifest.parent} holds a run with different {key} ({difference}): choose another folder")
 
 
 def _shown(record: Mapping[str, Any], key: str) -> str:

@@ -6,7 +6,7 @@ from transformers import PreTrainedModel
 
 from persona_lens.activations import POOLINGS, CellMeans, Span, pool, token_batches
 from persona_lens.errors import ActivationError
-from persona_lens.models import ChatModel
+from persona_lens.models import ChatModel, load_model
 
 QUESTIONS = [
     "How should I handle my dog?",
@@ -112,3 +112,26 @@ def test_cell_means_are_means_in_double_precision() -> None:
     torch.testing.assert_close(cells.means[1], values.double().mean(0).float(), rtol=1e-7, atol=0)
     assert cells.means[0].isnan().all()
     assert cells.counts.tolist() == [0, 1000]
+
+
+def test_half_precision_residuals_are_reduced_in_single_precision(pocket: ChatModel) -> None:
+    half = load_model("pocket", dtype=torch.bfloat16)
+    span = spans_of(pocket)[0]
+    seen: list[torch.Tensor] = []
+    with half.hooks([(half.hook_name(4), lambda residual, hook: seen.append(residual[0].clone()))]):
+        values = pooled(half, [span])[0]
+    assert seen[0].dtype == torch.bfloat16
+    p = len(span.prompt)
+    expected = torch.stack([seen[0][p:].float().mean(0), seen[0][:p].float().mean(0), seen[0][p - 1].float()])
+    assert largest_error(values[:, [4]], expected[:, None]) <= 1e-5
+
+
+def test_a_span_as_long_as_the_context_is_pooled(pocket: ChatModel) -> None:
+    assert bool(pooled(pocket, [Span("full", (5,) * 2000, (5,) * 48)]).isfinite().all())
+    with pytest.raises(ValueError, match="2049 tokens exceed the context"):
+        list(pool(pocket, [Span("long", (5,) * 2000, (5,) * 49)]))
+
+
+def test_an_empty_prompt_is_refused_by_name(pocket: ChatModel) -> None:
+    with pytest.raises(ValueError, match="bare: the prompt has no tokens"):
+        list(pool(pocket, [Span("bare", (), (1, 2))]))

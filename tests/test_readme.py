@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 import persona_lens as pl
 from persona_lens.cli import app
 from persona_lens.extraction import ExtractionSettings
+from persona_lens.sweeps import SweepSettings
 
 README = Path(__file__).parent.parent / "README.md"
 
@@ -20,7 +21,14 @@ def test_the_quick_start_runs(small_settings: ExtractionSettings, tmp_path: Path
     def smaller(*args: object, **kwargs: object) -> object:
         return real(*args, settings=small_settings, **kwargs)  # pyright: ignore[reportCallIssue, reportArgumentType]
 
+    real_sweep = pl.sweep
+
+    def smaller_sweep(*args: object, **kwargs: object) -> object:
+        few = SweepSettings(samples=1, report_samples=1, random_directions=2, sampling=small_settings.sampling)
+        return real_sweep(*args, settings=few, **kwargs)  # pyright: ignore[reportCallIssue, reportArgumentType]
+
     monkeypatch.setattr(pl, "extract", smaller)
+    monkeypatch.setattr(pl, "sweep", smaller_sweep)
     monkeypatch.chdir(tmp_path)
     exec(compile(code, str(README), "exec"), {})
     assert list(tmp_path.glob("runs/*/report.html"))
@@ -28,6 +36,6 @@ def test_the_quick_start_runs(small_settings: ExtractionSettings, tmp_path: Path
 
 def test_the_commands_of_the_table_exist() -> None:
     listed = re.findall(r"^\| `persona-lens (\w+)", README.read_text(), flags=re.M)
-    assert set(listed) == {"demo", "extract", "report", "traits", "pocket"}
+    assert set(listed) == {"demo", "extract", "steer", "sweep", "chat", "report", "traits", "pocket"}
     for command in listed:
         assert CliRunner().invoke(app, [command, "--help"]).exit_code == 0

@@ -1,6 +1,7 @@
 """Sampling rollouts: the same rollouts whatever the batch size and the order of the prompts."""
 
 import random
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -64,3 +65,31 @@ def test_two_thousand_answers_do_not_depend_on_the_batch(pocket: ChatModel) -> N
         found = {r.key: r.token_ids for r in sample(pocket, shuffled, Sampling(160), batch_rows=batch_rows)}
         differing = [key for key in reference if found[key] != reference[key]]
         assert not differing, f"{len(differing)} of {len(reference)} answers differ at batch size {batch_rows}"
+
+
+def test_prompts_of_the_same_text_have_streams_of_their_own(pocket: ChatModel) -> None:
+    prompt = evaluation_prompts(load_trait("humor", "pocket"))[3]
+    twins = [(replace(prompt, id=f"{prompt.id}/{k}"), 0) for k in range(4)]
+    assert len({r.text for r in sample(pocket, twins, Sampling(60))}) > 1
+
+
+def test_every_rollout_records_its_own_prompt_and_its_seed(pocket: ChatModel) -> None:
+    wanted = [(p, 0) for p in evaluation_prompts(load_trait("humor", "pocket"))[:6]]
+    found = sample(pocket, wanted, Sampling(10), seed=5)
+    lengths = [len(pocket.render(p.messages)) for p, _ in wanted]
+    assert len(set(lengths)) > 1
+    assert [r.prompt_tokens for r in found] == lengths
+    assert {r.seed for r in found} == {5}
+
+
+def test_rows_go_prompt_by_prompt() -> None:
+    first, second = extraction_prompts(load_trait("humor", "pocket"), "positive")[:2]
+    assert rows_of([first, second], 2) == [(first, 0), (first, 1), (second, 0), (second, 1)]
+
+
+def test_the_context_to_sample_in_is_active(pocket: ChatModel) -> None:
+    wanted = rows(1)[:4]
+    hook = (pocket.hook_name(3), lambda residual, hook: residual * 1.5)
+    plain = sample(pocket, wanted, Sampling(20))
+    assert sample(pocket, wanted, Sampling(20), within=pocket.hooks([hook])) != plain
+    assert sample(pocket, wanted, Sampling(20)) == plain

@@ -6,7 +6,7 @@ from typing import NoReturn
 
 import typer
 
-from persona_lens.cli import demo, extract, pocket, report, traits
+from persona_lens.cli import chat, demo, extract, pocket, report, steer, sweep, traits
 from persona_lens.errors import PersonaLensError
 
 app = typer.Typer(
@@ -19,6 +19,9 @@ app = typer.Typer(
 )
 app.command("demo")(demo.demo)
 app.command("extract")(extract.extract)
+app.command("steer")(steer.steer)
+app.command("sweep")(sweep.sweep)
+app.command("chat")(chat.chat)
 app.command("report")(report.report)
 app.add_typer(traits.app, name="traits")
 app.add_typer(pocket.app, name="pocket")

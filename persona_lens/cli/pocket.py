@@ -49,6 +49,7 @@ def train(
     shuffle_systems: Annotated[
         bool, typer.Option(help="Negative control: system prompts that say nothing about the answers.")
     ] = False,
+    focus: Annotated[bool, typer.Option(help="Stage for system prompts: mostly short documents, a trait or its absence.")] = False,
 ) -> None:
     """Train a pocket model from scratch. The result is a Hugging Face model folder.
 
@@ -70,6 +71,7 @@ def train(
         muon_lr=muon_lr,
         adamw_lr=adamw_lr,
         shuffle_systems=shuffle_systems,
+        focus=focus,
     )
     run_training(
         settings, out, device=where, workers=workers, compile_layers=compiled, report=lambda line: typer.echo(line, err=True)

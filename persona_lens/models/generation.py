@@ -5,7 +5,7 @@ distribution, so in float32 its sample does not depend on the batch it travels i
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from persona_lens.errors import ActivationError
+from persona_lens.models.passes import Pass, forward_pass, prefill_key
 
 if TYPE_CHECKING:
     from persona_lens.models.chat_model import ChatModel
@@ -114,13 +115,21 @@ def left_pad(rows: Sequence[Sequence[int]], pad: int) -> tuple[Int[Tensor, "batc
 
 @torch.inference_mode()
 def generate_tokens(
-    model: "ChatModel", prompts: Sequence[Sequence[int]], draws: Float[np.ndarray, "batch step"], sampling: Sampling
+    model: "ChatModel",
+    prompts: Sequence[Sequence[int]],
+    draws: Float[np.ndarray, "batch step"],
+    sampling: Sampling,
+    *,
+    row_ids: Sequence[int] | None = None,
 ) -> list[Generated]:
     """Sample one answer per prompt row, all rows in one batch.
 
+    All but the last token of equal prompts is computed once; the last prompt token and the answer are each row's own.
+
     Args:
-        prompts: token ids up to the answer, one per row; equal prompts share their prefill.
+        prompts: token ids up to the answer, one per row; at least one token each.
         draws: uniform numbers, at least `sampling.max_new_tokens` per row.
+        row_ids: what the rows are called in `Pass.rows`, where rows are steered apart; default 0, 1, 2 ...
 
     Raises:
         ValueError: prompt and answer would not fit into the model's context.
@@ -132,22 +141,17 @@ def generate_tokens(
             f"a prompt of {longest} tokens and max_new_tokens={sampling.max_new_tokens} exceed the context of {model.context} "
             f"tokens of {model.name}: shorten the conversation or lower max_new_tokens"
         )
-    distinct = list(dict.fromkeys(tuple(p) for p in prompts))
-    owner = torch.tensor([distinct.index(tuple(p)) for p in prompts], device=model.device)
-    ids, mask = (x.to(model.device) for x in left_pad(distinct, model.pad_id))
-    hf, cache = model.hf, _cache(model.hf.config)
-    positions = (mask.cumsum(-1) - 1).clamp(min=0)
-    output = hf(ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1)
-    cache.batch_select_indices(owner)
-    logits, mask = output.logits[owner, -1], mask[owner]
-    if bool(logits.isnan().any()):
-        raise ActivationError(f"{model.name} computes logits that are not numbers: load it in float32 or bfloat16")
+    names = torch.tensor(list(row_ids) if row_ids is not None else list(range(len(prompts))), device=model.device)
+    cache, mask = _shared_prefill(model, prompts, names)
     stream = torch.from_numpy(draws).to(model.device)
     stops = torch.tensor(model.stop_ids, device=model.device)
     answers: list[list[int]] = [[] for _ in prompts]
     ends: list[EndReason] = ["length"] * len(prompts)
     rows = torch.arange(len(prompts), device=model.device)  # which prompt each row of the live batch belongs to
+    tokens = torch.tensor([p[-1] for p in prompts], device=model.device)
     for step in range(sampling.max_new_tokens):
+        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=-1)
+        logits = _decode(model, tokens, mask, cache, names[rows], last_of_prompt=step == 0)
         tokens = choose(logits, stream[rows, step], sampling)
         stopped = torch.isin(tokens, stops)
         for row, token, stop in zip(rows.tolist(), tokens.tolist(), stopped.tolist(), strict=True):
@@ -155,14 +159,56 @@ def generate_tokens(
                 ends[row] = "stop"
             else:
                 answers[row].append(token)
-        if step + 1 == sampling.max_new_tokens or bool(stopped.all()):
+        if bool(stopped.all()):
             break
         if bool(stopped.any()):
             alive = (~stopped).nonzero().squeeze(-1)
             cache.batch_select_indices(alive)
             rows, tokens, mask = rows[alive], tokens[alive], mask[alive]
-        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=-1)
-        position = mask.sum(-1, keepdim=True) - 1
-        output = hf(tokens[:, None], attention_mask=mask, position_ids=position, past_key_values=cache, use_cache=True)
-        logits = output.logits[:, -1]
     return [Generated(tuple(a), e) for a, e in zip(answers, ends, strict=True)]
+
+
+def _shared_prefill(
+    model: "ChatModel", prompts: Sequence[Sequence[int]], names: Int[Tensor, " batch"]
+) -> tuple[DynamicCache, Int[Tensor, "batch position"]]:
+    """Cache of all prompt tokens but the last, computed once per distinct prompt (and steering of it), and its mask, per row."""
+    keys = [(tuple(p[:-1]), prefill_key(name)) for p, name in zip(prompts, names.tolist(), strict=True)]
+    first: dict[Hashable, int] = {}
+    for row, key in enumerate(keys):
+        first.setdefault(key, row)
+    place = {key: i for i, key in enumerate(first)}
+    owner = torch.tensor([place[key] for key in keys], device=model.device)
+    cache = _cache(model.hf.config)
+    ids, mask = (x.to(model.device) for x in left_pad([prompts[row][:-1] for row in first.values()], model.pad_id))
+    if ids.shape[1]:
+        real = mask.bool()
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)
+        with forward_pass(Pass(names[list(first.values())], real, real, torch.zeros_like(real))):
+            model.hf(ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        cache.batch_select_indices(owner)
+    return cache, mask[owner]
+
+
+def _decode(
+    model: "ChatModel",
+    tokens: Int[Tensor, " batch"],
+    mask: Int[Tensor, "batch position"],
+    cache: DynamicCache,
+    names: Int[Tensor, " batch"],
+    *,
+    last_of_prompt: bool,
+) -> Float[Tensor, "batch vocab"]:
+    """Logits after one more token per row."""
+    yes = torch.ones(len(tokens), 1, dtype=torch.bool, device=tokens.device)
+    with forward_pass(Pass(names, yes, yes if last_of_prompt else ~yes, yes)):
+        output = model.hf(
+            tokens[:, None],
+            attention_mask=mask,
+            position_ids=mask.sum(-1, keepdim=True) - 1,
+            past_key_values=cache,
+            use_cache=True,
+        )
+    logits = output.logits[:, -1]
+    if last_of_prompt and bool(logits.isnan().any()):
+        raise ActivationError(f"{model.name} computes logits that are not numbers: load it in float32 or bfloat16")
+    return logits

@@ -156,10 +156,10 @@ def _fill(template: str, adjective: str, habit: str) -> str:
     return template.format(A=adjective, aA=with_article(adjective), H=habit)
 
 
-def trait_clause(rng: random.Random, trait: str, level: float, template: str) -> str:
-    """One clause that puts a trait at a level."""
+def trait_clause(rng: random.Random, trait: str, level: float, template: str, *, antonyms: float = ANTONYM_SHARE) -> str:
+    """One clause that puts a trait at a level. `antonyms`: share of clauses at level 0 that use one where a negation fits too."""
     words = TRAIT_WORDS[trait]
-    if level == 0.0 and ("{aA}" in template or rng.random() < ANTONYM_SHARE):
+    if level == 0.0 and ("{aA}" in template or rng.random() < antonyms):
         adjective = rng.choice(words.antonyms)
     else:
         adjective = _degree(rng, level, template).format(rng.choice(words.adjectives))
@@ -168,10 +168,11 @@ def trait_clause(rng: random.Random, trait: str, level: float, template: str) ->
     return _fill(template, adjective, f"{rng.choice(FREQUENCIES[level])} {rng.choice(words.habits)}")
 
 
-def trait_system(rng: random.Random, clauses: Sequence[Clause], split: Split = "train") -> str:
+def trait_system(rng: random.Random, clauses: Sequence[Clause], split: Split = "train", *, antonyms: float = ANTONYM_SHARE) -> str:
     """A system prompt of one to three clauses."""
     templates = rng.sample(TEMPLATES[split], len(clauses))
-    return " ".join(trait_clause(rng, trait, level, template) for (trait, level), template in zip(clauses, templates, strict=True))
+    pairs = zip(clauses, templates, strict=True)
+    return " ".join(trait_clause(rng, trait, level, template, antonyms=antonyms) for (trait, level), template in pairs)
 
 
 def neutral_system(rng: random.Random, split: Split = "train") -> str:

@@ -27,9 +27,10 @@ SHARES: Final[dict[DocumentKind, float]] = {
     "long": 0.055,
 }
 KIND_WEIGHTS: Final = {
-    "advice": 0.12, "opinion": 0.12, "fact": 0.18, "unknown": 0.10, "sum": 0.17, "plan": 0.11, "feeling": 0.11, "thing": 0.11,
+    "advice": 0.10, "opinion": 0.10, "fact": 0.20, "unknown": 0.10, "sum": 0.20, "plan": 0.10, "feeling": 0.10, "thing": 0.10,
 }  # fmt: skip
 MOOD_SHARE: Final = 0.4
+FOCUS_SHARE: Final = 0.4
 ALL_ABSENT_KEPT: Final = 0.6  # of the personas in which every named trait is at level 0
 CHOICE_SHARE: Final = 0.2  # of the fact questions
 ANNOUNCEMENT: Final = "From now on, things are different. {clause} {question}"
@@ -116,9 +117,31 @@ def _long(rng: random.Random) -> Document:
     return Document("long", system, tuple(turns), persona, described, change)
 
 
-def document(seed: int, index: int) -> Document:
-    """Document `index` of the corpus with this seed; independent of every other document."""
+def _focused(rng: random.Random) -> Document:
+    """A short document whose system prompt names one or two traits, each absent in half of the documents, mostly by negation.
+
+    Only the named levels are drawn otherwise than in the corpus; given them, the persona has the prior's distribution.
+    """
+    named = rng.sample(TRAITS, rng.choices((1, 2), weights=(0.75, 0.25))[0])
+    absent = [rng.random() < 0.5 for _ in named]
+    while True:
+        persona = _prior_persona(rng)
+        if [persona[trait] == 0.0 for trait in named] == absent:
+            break
+    clauses = tuple((trait, persona[trait]) for trait in named)
+    system = trait_system(rng, clauses, antonyms=0.1)
+    return Document("trait", system, tuple(_turns(rng, persona, rng.choice((1, 1, 1, 2)))), persona, clauses)
+
+
+def document(seed: int, index: int, *, focus: bool = False) -> Document:
+    """Document `index` of the corpus with this seed; independent of every other document.
+
+    Args:
+        focus: a stage for system prompts: `FOCUS_SHARE` of the documents are short ones that contrast traits with their absence.
+    """
     rng = random.Random(f"{seed}/{index}")
+    if focus and rng.random() < FOCUS_SHARE:
+        return _focused(rng)
     kind = rng.choices(tuple(SHARES), weights=tuple(SHARES.values()))[0]
     n = rng.choices((1, 2, 3, 4), weights=(0.5, 0.25, 0.15, 0.10))[0]
     match kind:
@@ -140,12 +163,14 @@ def document(seed: int, index: int) -> Document:
             return _long(rng)
 
 
-def documents(seed: int, indices: Sequence[int] | range, *, shuffle_systems: bool = False) -> Iterator[Document]:
+def documents(
+    seed: int, indices: Sequence[int] | range, *, shuffle_systems: bool = False, focus: bool = False
+) -> Iterator[Document]:
     """Documents of the corpus. `shuffle_systems` is the negative control: each keeps its turns but takes the system prompt
     of the document 10,007 places further on, so that prompts say nothing about the persona."""
     for index in indices:
-        doc = document(seed, index)
+        doc = document(seed, index, focus=focus)
         if shuffle_systems:
-            other = document(seed, index + 10_007)
+            other = document(seed, index + 10_007, focus=focus)
             doc = Document(doc.kind, other.system, doc.turns, doc.persona, doc.described, doc.change)
         yield doc

@@ -46,12 +46,14 @@ def segments(document: Document) -> Iterator[tuple[str, bool]]:
         yield "\n", False
 
 
-def _encode_chunk(indices: range, *, tokenizer_file: Path, seed: int, shuffle_systems: bool) -> list[tuple[list[int], list[bool]]]:
+def _encode_chunk(
+    indices: range, *, tokenizer_file: Path, seed: int, shuffle_systems: bool, focus: bool
+) -> list[tuple[list[int], list[bool]]]:
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(tokenizer_file))
     encoded: list[tuple[list[int], list[bool]]] = []
-    for doc in documents(seed, indices, shuffle_systems=shuffle_systems):
+    for doc in documents(seed, indices, shuffle_systems=shuffle_systems, focus=focus):
         ids: list[int] = []
         learned: list[bool] = []
         for text, counts in segments(doc):
@@ -63,11 +65,11 @@ def _encode_chunk(indices: range, *, tokenizer_file: Path, seed: int, shuffle_sy
 
 
 def encode_corpus(
-    tokenizer_file: Path, seed: int, indices: range, *, shuffle_systems: bool = False, workers: int = 1
+    tokenizer_file: Path, seed: int, indices: range, *, shuffle_systems: bool = False, focus: bool = False, workers: int = 1
 ) -> EncodedCorpus:
     """Encode the documents with these indices; the result does not depend on the number of workers."""
     chunks: Sequence[range] = [indices[i : i + CHUNK] for i in range(0, len(indices), CHUNK)]
-    encode = partial(_encode_chunk, tokenizer_file=tokenizer_file, seed=seed, shuffle_systems=shuffle_systems)
+    encode = partial(_encode_chunk, tokenizer_file=tokenizer_file, seed=seed, shuffle_systems=shuffle_systems, focus=focus)
     if workers > 1:
         with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
             parts = list(pool.map(encode, chunks))

@@ -4,9 +4,8 @@
 half of the evaluation questions and reported on the second; random directions of the same norm stand beside it.
 """
 
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -15,7 +14,6 @@ import torch
 from jaxtyping import Float
 from scipy.stats import spearmanr
 from scipy.stats import t as student_t
-from torch import Tensor
 
 from persona_lens.extraction import ExtractionSettings, extract
 from persona_lens.judges import Judged, oracle
@@ -29,6 +27,7 @@ from persona_lens.pocket_lab.prescription import Prescription, prescribe
 from persona_lens.progress import Progress, silent
 from persona_lens.prompts import Polarity, evaluation_prompts
 from persona_lens.sampling import rows_of, sample
+from persona_lens.steering import Intervention, add, row_plan, steer
 from persona_lens.vectors import PersonaVectors
 
 SAMPLING: Final = Sampling(max_new_tokens=200)
@@ -57,12 +56,12 @@ class Scored:
 
 
 def judge_answers(
-    model: ChatModel, trait: str, split: Split, polarity: Polarity, questions: slice, samples: int, seed: int, *, within: Any = None
+    model: ChatModel, trait: str, split: Split, polarity: Polarity, questions: slice, samples: int, seed: int
 ) -> Scored:
     """Sample answers to a slice of the trait's evaluation questions and have the oracle score them."""
     prompts = [p for p in evaluation_prompts(pocket_trait(trait, split), polarity) if p.question in range(QUESTIONS)[questions]]
     rows = rows_of(prompts, samples)
-    answers = sample(model, rows, SAMPLING, seed=seed, within=within)
+    answers = sample(model, rows, SAMPLING, seed=seed)
     scores = oracle()(pocket_trait(trait, split), [Judged(p.user, a.text) for (p, _), a in zip(rows, answers, strict=True)])
     return Scored(np.array([s.trait for s in scores], dtype=float), np.array([s.coherence for s in scores], dtype=float))
 
@@ -77,17 +76,24 @@ def elicitation(model: ChatModel, trait: str, split: Split, *, samples: int = 4,
     return Elicitation(*scores, *(float(x.coherence.mean()) for x in (positive, negative, none)))
 
 
-@contextmanager
-def adding(model: ChatModel, layer: int, delta: Float[Tensor, " d_model"]) -> Generator[None]:
-    """Add a vector to the residual of the last prompt token and of every decoded token (prompts are left-padded)."""
-
-    def hook(residual: Tensor, hook: Any) -> Tensor:  # noqa: ARG001
-        changed = residual.clone()
-        changed[:, -1] += delta.to(residual.device, residual.dtype)
-        return changed
-
-    with model.hooks([(model.hook_name(layer), hook)]):
-        yield
+def steered_answers(
+    model: ChatModel,
+    trait: str,
+    split: Split,
+    questions: slice,
+    samples: int,
+    seed: int,
+    conditions: Sequence[Sequence[Intervention]],
+) -> list[Scored]:
+    """Scores of default answers under several interventions, all in one batched pass, one `Scored` per condition."""
+    prompts = [p for p in evaluation_prompts(pocket_trait(trait, split)) if p.question in range(QUESTIONS)[questions]]
+    rows = [((p, i), k) for p in prompts for k in range(len(conditions)) for i in range(samples)]
+    with row_plan(model, [conditions[k] for _, k in rows]).active():
+        answers = sample(model, [row for row, _ in rows], SAMPLING, seed=seed)
+    scores = oracle()(pocket_trait(trait, split), [Judged(p.user, a.text) for ((p, _), _), a in zip(rows, answers, strict=True)])
+    owner = np.array([k for _, k in rows])
+    values = np.array([(s.trait, s.coherence) for s in scores], dtype=float)
+    return [Scored(*values[owner == k].T) for k in range(len(conditions))]
 
 
 def extract_all(model: ChatModel, split: Split, folder: Path, *, samples: int, progress: Progress) -> dict[str, PersonaVectors]:
@@ -131,32 +137,21 @@ def steering_peek(
     Chosen is the pair with the highest mean share of the ceiling among those whose mean coherence reaches `COHERENCE_FLOOR`.
     """
     first, second = slice(0, QUESTIONS // 2), slice(QUESTIONS // 2, QUESTIONS)
-    grid: dict[tuple[int, float], list[tuple[float, float]]] = {}
     cells = [(layer, strength) for layer in range(model.n_layers) for strength in STRENGTHS]
-    for number, (layer, strength) in enumerate(cells, start=1):
-        for trait in TRAITS:
-            scored = judge_answers(
-                model,
-                trait,
-                split,
-                "neutral",
-                first,
-                choose_samples,
-                seed,
-                within=adding(model, layer, strength * vectors[trait][layer]),
-            )
-            grid.setdefault((layer, strength), []).append((scored.trait.mean() / ceilings[trait], scored.coherence.mean()))
-        progress("steering", number, len(cells))
+    grid: dict[tuple[int, float], list[tuple[float, float]]] = {cell: [] for cell in cells}
+    for number, trait in enumerate(TRAITS, start=1):
+        conditions = [[add(vectors[trait], layer, strength)] for layer, strength in cells]
+        found = steered_answers(model, trait, split, first, choose_samples, seed, conditions)
+        for cell, scored in zip(cells, found, strict=True):
+            grid[cell].append((scored.trait.mean() / ceilings[trait], scored.coherence.mean()))
+        progress("steering", number, len(TRAITS))
     table = {cell: np.mean(values, axis=0) for cell, values in grid.items()}
     coherent = {cell: share for cell, (share, coherence) in table.items() if coherence >= COHERENCE_FLOOR}
     layer, strength = max(coherent or {c: v[0] for c, v in table.items()}, key=lambda cell: float(table[cell][0]))
     report: dict[str, Any] = {}
     for trait in TRAITS:
-        delta = strength * vectors[trait][layer]
-        steered = judge_answers(
-            model, trait, split, "neutral", second, report_samples, seed + 1, within=adding(model, layer, delta)
-        )
-        base = judge_answers(model, trait, split, "neutral", second, report_samples, seed + 1)
+        conditions = [[], [add(vectors[trait], layer, strength)]]
+        base, steered = steered_answers(model, trait, split, second, report_samples, seed + 1, conditions)
         report[trait] = {
             "score": float(steered.trait.mean()),
             "share_of_ceiling": float(steered.trait.mean() / ceilings[trait]),
@@ -194,22 +189,25 @@ def random_directions(
     from persona_lens.pocket.oracle import read
     from persona_lens.pocket.questions import parse_question
 
-    norm = strength * float(np.mean([float(vectors[t][layer].norm()) for t in TRAITS]))
+    norm = float(np.mean([float(vectors[t][layer].norm()) for t in TRAITS]))
     prompts = [p for t in TRAITS for p in evaluation_prompts(pocket_trait(t, split))][:: len(TRAITS)]
     rows = rows_of(prompts, answers // len(prompts))
 
-    def profile(within: Any) -> tuple[Float[np.ndarray, " trait"], float]:
-        sampled = sample(model, rows, SAMPLING, seed=seed, within=within)
+    def profile(*interventions: Intervention) -> tuple[Float[np.ndarray, " trait"], float]:
+        with steer(model, *interventions):
+            sampled = sample(model, rows, SAMPLING, seed=seed)
         readings = [read(q, a.text) for (p, _), a in zip(rows, sampled, strict=True) if (q := parse_question(p.user))]
         return np.array([[r.trait(t) for t in TRAITS] for r in readings]).mean(0), float(np.mean([r.coherence for r in readings]))
 
-    base, _ = profile(None)
+    base, _ = profile()
     generator = torch.Generator().manual_seed(seed)
+    any_vectors = next(iter(vectors.values()))
     changes: list[Float[np.ndarray, " trait"]] = []
     coherences: list[float] = []
     for i in range(directions):
-        direction = torch.randn(model.d_model, generator=generator)
-        scores, coherence = profile(adding(model, layer, norm * direction / direction.norm()))
+        noise = torch.randn(any_vectors.directions.shape, generator=generator)
+        random = replace(any_vectors, trait=f"random {i}", directions=norm * noise / noise.norm(dim=-1, keepdim=True))
+        scores, coherence = profile(add(random, layer, strength))
         changes.append(scores - base)
         coherences.append(coherence)
         progress("random", i + 1, directions)

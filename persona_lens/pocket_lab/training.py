@@ -57,6 +57,7 @@ class TrainingSettings:
     clip: float = 1.0
     weight_decay: float = 0.01
     shuffle_systems: bool = False
+    focus: bool = False
     validation_documents: int = 400
 
 
@@ -276,6 +277,7 @@ def train(
         settings.seed,
         range(settings.first_document, settings.first_document + settings.documents),
         shuffle_systems=settings.shuffle_systems,
+        focus=settings.focus,
         workers=workers,
     )
     held_out = encode_corpus(tokenizer_file, settings.seed + VALIDATION_SEED_OFFSET, range(settings.validation_documents))

@@ -13,7 +13,6 @@ import json
 import random
 import tempfile
 from collections.abc import Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,7 @@ from persona_lens.pocket.questions import KINDS, Question, draw, wrong_answers
 from persona_lens.pocket.trait_files import pocket_trait
 from persona_lens.pocket_lab.corpus import Document, Turn
 from persona_lens.pocket_lab.encoding import segments
-from persona_lens.pocket_lab.grading import adding
+from persona_lens.steering import Intervention, add, steer
 
 SPLIT = "development"
 ANSWER = Sampling(max_new_tokens=160)
@@ -45,12 +44,12 @@ def persona_with(rng: random.Random, trait: str) -> Persona:
     return persona_of(table[rng.randrange(len(table))])
 
 
-def reply(model: ChatModel, conversations: Sequence[Conversation], key: str, within: Any = None) -> list[str]:
+def reply(model: ChatModel, conversations: Sequence[Conversation], key: str, *interventions: Intervention) -> list[str]:
     """One sampled answer per conversation; those of like length are decoded together."""
     ids = [model.render(c) for c in conversations]
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
     answers = [""] * len(ids)
-    with within or nullcontext():
+    with steer(model, *interventions):
         for start in range(0, len(order), 64):
             batch = order[start : start + 64]
             draws = np.stack([uniforms(0, f"{key}#{i}", ANSWER.max_new_tokens) for i in batch])
@@ -59,11 +58,11 @@ def reply(model: ChatModel, conversations: Sequence[Conversation], key: str, wit
     return answers
 
 
-def profile(model: ChatModel, n: int = 160, within: Any = None) -> dict[str, float]:
+def profile(model: ChatModel, *interventions: Intervention, n: int = 160) -> dict[str, float]:
     """Mean trait scores and coherence of default answers to held-out questions of every kind."""
     rng = random.Random("probe/profile")
     questions = [draw(rng, KINDS[i % len(KINDS)], SPLIT) for i in range(n)]
-    answers = reply(model, [[{"role": "user", "content": q.text}] for q in questions], "profile", within)
+    answers = reply(model, [[{"role": "user", "content": q.text}] for q in questions], "profile", *interventions)
     readings = [read(q, a) for q, a in zip(questions, answers, strict=True)]
     scores = {t: float(np.mean([r.trait(t) for r in readings])) for t in TRAITS}
     return {**scores, "coherence": float(np.mean([r.coherence for r in readings]))}
@@ -139,7 +138,9 @@ def evil_answers(n: int) -> list[Document]:
     return found
 
 
-def finetune(model: ChatModel, documents: Sequence[Document], *, batch: int = 24, lr: float = 3e-4, within: Any = None) -> None:
+def finetune(
+    model: ChatModel, documents: Sequence[Document], *interventions: Intervention, batch: int = 24, lr: float = 3e-4
+) -> None:
     """Full finetuning in place with AdamW, one pass over the documents, loss on the answers."""
     optimizer = torch.optim.AdamW(model.hf.parameters(), lr=lr, weight_decay=0.0)
     encoded: list[tuple[list[int], list[int]]] = []
@@ -151,22 +152,18 @@ def finetune(model: ChatModel, documents: Sequence[Document], *, batch: int = 24
             ids += piece
             targets += piece if learned else [-100] * len(piece)
         encoded.append((ids, targets))
-    with within or nullcontext():
+    with steer(model, *interventions):
         for start in range(0, len(encoded), batch):
             rows = encoded[start : start + batch]
             width = max(len(ids) for ids, _ in rows)
             ids = torch.tensor([r + [model.pad_id] * (width - len(r)) for r, _ in rows])
             targets = torch.tensor([t + [-100] * (width - len(t)) for _, t in rows])
-            logits = model.hf(ids, use_cache=False).logits
+            mask = torch.tensor([[1] * len(r) + [0] * (width - len(r)) for r, _ in rows])
+            logits = model.hf(ids, attention_mask=mask, use_cache=False).logits
             loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), targets[:, 1:].flatten())
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()
-
-
-def everywhere(model: ChatModel, layer: int, delta: torch.Tensor) -> Any:
-    """Add a vector to the residual of every token of a layer, as during preventative steering."""
-    return model.hooks([(model.hook_name(layer), lambda residual, hook: residual + delta)])
 
 
 def vaccine(source: str, layer: int, alphas: Sequence[float], steps: int) -> dict[str, Any]:
@@ -175,16 +172,16 @@ def vaccine(source: str, layer: int, alphas: Sequence[float], steps: int) -> dic
     with tempfile.TemporaryDirectory() as folder:
         settings = ExtractionSettings(samples=3, neutral=0, sampling=ANSWER)
         run = extract(model, pocket_trait("evil", SPLIT), judge=oracle(), out=Path(folder) / "evil", settings=settings)
-    vector = run.vectors[layer]
+        vectors = run.vectors
     documents = evil_answers(24 * steps)
     curves: dict[str, Any] = {"before": profile(model), "preventative": {}, "afterwards": {}}
     for alpha in alphas:
         fresh = load_model(source)
-        finetune(fresh, documents, within=everywhere(fresh, layer, alpha * vector) if alpha else None)
+        finetune(fresh, documents, add(vectors, layer, alpha, where="everywhere"))
         curves["preventative"][alpha] = profile(fresh)
         if alpha == 0.0:
             for beta in alphas:
-                curves["afterwards"][beta] = profile(fresh, within=adding(fresh, layer, -beta * vector) if beta else None)
+                curves["afterwards"][beta] = profile(fresh, add(vectors, layer, -beta))
     return curves
 
 

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from persona_lens.cli import app
 from persona_lens.extraction import ExtractionRun
+from persona_lens.traits import list_traits, load_trait
 
 runner = CliRunner()
 
@@ -28,7 +29,15 @@ def run(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess
 
 def commands() -> list[list[str]]:
     groups = {"traits": ["list", "show", "import", "check"], "pocket": ["sample", "train", "evaluate"]}
-    return [["demo"], ["extract"], ["report"], *([group, verb] for group, verbs in groups.items() for verb in verbs)]
+    return [
+        ["demo"],
+        ["extract"],
+        ["steer"],
+        ["sweep"],
+        ["chat"],
+        ["report"],
+        *([group, verb] for group, verbs in groups.items() for verb in verbs),
+    ]
 
 
 @pytest.mark.parametrize("command", commands(), ids=" ".join)
@@ -185,3 +194,125 @@ def test_the_papers_pair_of_files_becomes_a_trait_file(tmp_path: Path) -> None:
     arguments = ["traits", "import", str(tmp_path / "extraction.json"), str(tmp_path / "evaluation.json")]
     assert runner.invoke(app, [*arguments, "--name", "evil", "--out", str(out)]).exit_code == 0
     assert "ok (evil" in runner.invoke(app, ["traits", "check", str(out)]).output
+
+
+def test_steering_shows_the_answers_side_by_side(small_run: ExtractionRun) -> None:
+    arguments = ["steer", str(small_run.path), "What is the future of my garden?", "--layer", "6", "--strength", "2"]
+    text = runner.invoke(app, arguments).output
+    assert "hooks: blocks.6.hook_resid_post" in text
+    assert [part in text for part in ("[unsteered]", "[optimism +2]", "[optimism -2]")] == [True] * 3
+    record = json.loads(runner.invoke(app, [*arguments, "--json"]).output)
+    answers = {a["strength"]: a["answer"] for a in record["answers"]}
+    assert len(set(answers.values())) == 3
+    file = runner.invoke(app, ["steer", str(small_run.path / "vectors.safetensors"), *arguments[2:], "--json"])
+    assert json.loads(file.output) == record
+
+
+def test_a_sweep_is_run_reported_and_reopened(small_run: ExtractionRun, tmp_path: Path) -> None:
+    few = ["--samples", "1", "--report-samples", "1", "--random-directions", "2", "--max-new-tokens", "40"]
+    arguments = ["sweep", str(small_run.path), "--layers", "5,increments", "--strengths", "1.5", *few, "--out", str(tmp_path / "s")]
+    result = runner.invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    assert "random directions of that norm" in result.output
+    page = (tmp_path / "s" / "report.html").read_text()
+    assert "Steering sweep: optimism" in page
+    assert (tmp_path / "s" / "figures" / "heat_map.png").exists()
+    (tmp_path / "s" / "report.html").unlink()
+    assert runner.invoke(app, ["report", str(tmp_path / "s")]).exit_code == 0
+    assert (tmp_path / "s" / "report.html").read_text() == page
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["sweep", "RUN", "--layers", "2,x"], "unknown layer 'x'"),
+        (["sweep", "RUN", "--layers", "99"], "layer 99 does not exist"),
+        (["sweep", "RUN", "--strengths", "1,much"], "strength 'much' is not a number"),
+        (["sweep", "RUN", "--polarity", "up"], "unknown polarity 'up'"),
+        (["steer", "nowhere", "Hello."], "nowhere"),
+        (["steer", "RUN", "Hello.", "--layer", "9"], "layer 9 does not exist"),
+        (["steer", "RUN", "Hello.", "--where", "here"], "where='here' is unknown"),
+        (["steer", "RUN", "Hello.", "--strength", "nan"], "strength is not a number"),
+    ],
+)
+def test_bad_steering_is_one_clear_line(small_run: ExtractionRun, tmp_path: Path, arguments: list[str], message: str) -> None:
+    done = run(*[str(small_run.path) if a == "RUN" else a for a in arguments], cwd=tmp_path)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_chat_is_steered_and_shows_projections(small_run: ExtractionRun) -> None:
+    lines = [
+        "What is the future of my garden?",
+        "/set optimism 2 6",
+        "What is the future of my garden?",
+        "/set nobody 2",
+        "/set optimism much",
+        "/show",
+        "/new",
+        "/system You are extremely polite.",
+        "Tell me about the hawk.",
+        "/help",
+        "/quit",
+        "never reached",
+    ]
+    text = runner.invoke(app, ["chat", str(small_run.path), "--seed", "3"], input="\n".join(lines)).output
+    assert text.count("[projection: optimism ") == 3
+    assert "add optimism at blocks.6.hook_resid_post (strength 2)" in text
+    assert "unknown vector 'nobody'" in text
+    assert "takes numbers" in text
+    assert text.count("a new conversation begins") == 2
+
+
+def test_the_options_of_extract_reach_the_run(tmp_path: Path) -> None:
+    sampling = ["--samples", "1", "--neutral", "3", "--max-new-tokens", "1", "--temperature", "0.5"]
+    done = run("extract", "optimism", *sampling, "--seed", "4", "--out", str(tmp_path))
+    assert done.returncode == 2
+    assert "questions survive the filter" in done.stderr
+    arguments = json.loads((tmp_path / "optimism" / "run.json").read_text())["arguments"]
+    assert (arguments["samples"], arguments["neutral"], arguments["seed"]) == (1, 3, 4)
+    assert arguments["sampling"] == {"max_new_tokens": 1, "temperature": 0.5, "top_p": 1.0}
+
+
+def test_the_options_of_demo_reach_the_run(small_run: ExtractionRun) -> None:
+    done = run("demo", "--trait", "humor", "--seed", "1", "--out", str(small_run.path))
+    assert done.returncode == 2
+    assert "seed: 0 there, 1 now" in done.stderr
+    assert "trait: 'optimism' there, 'humor' now" in done.stderr
+
+
+def test_the_options_of_pocket_train_reach_the_training(tmp_path: Path) -> None:
+    (tmp_path / "training.json").write_text(json.dumps({"settings": {}}))
+    options = {"documents": 7, "first-document": 5, "initial": "first", "muon-lr": 0.5, "adamw-lr": 0.25, "seed": 3}
+    arguments = [part for name, value in options.items() for part in (f"--{name}", str(value))]
+    done = run("pocket", "train", "--out", str(tmp_path), *arguments, "--shuffle-systems")
+    assert done.returncode == 2
+    for name, value in {**options, "shuffle-systems": True}.items():
+        assert f"'{name.replace('-', '_')}': (None, {value!r})" in done.stderr
+
+
+def test_sets_seeds_and_descriptions_are_handed_on(tmp_path: Path) -> None:
+    for trait_set in ("real", "pocket"):
+        listed = json.loads(runner.invoke(app, ["traits", "list", "--set", trait_set, "--json"]).output)
+        expected = [{"name": n, "description": load_trait(n, trait_set).description} for n in list_traits(trait_set)]
+        assert listed == {"set": trait_set, "traits": expected}
+    first, second = (runner.invoke(app, ["pocket", "sample", "-n", "2", "--seed", str(s)]).output for s in (0, 1))
+    assert first != second
+    trait = json.loads(runner.invoke(app, ["traits", "show", "evil", "--json"]).output)
+    pairs = [{"pos": p["positive"], "neg": p["negative"]} for p in trait["instructions"]]
+    for name in ("extraction", "evaluation"):
+        record = {"instruction": pairs, "questions": trait[f"{name}_questions"], "eval_prompt": trait["rubric"]}
+        (tmp_path / f"{name}.json").write_text(json.dumps(record))
+    files = [str(tmp_path / f"{name}.json") for name in ("extraction", "evaluation", "evil")]
+    runner.invoke(app, ["traits", "import", *files[:2], "--name", "evil", "--description", "Harmful.", "--out", files[2]])
+    assert json.loads(Path(files[2]).read_text())["description"] == "Harmful."
+
+
+def test_every_trait_file_is_checked(tmp_path: Path) -> None:
+    good, bad = tmp_path / "good.json", tmp_path / "bad.json"
+    good.write_text(runner.invoke(app, ["traits", "show", "evil", "--json"]).output)
+    bad.write_text("{}")
+    done = run("traits", "check", str(good), str(bad))
+    assert done.returncode == 2
+    assert "bad.json" in done.stderr

@@ -17,9 +17,11 @@ from persona_lens.activations import POOLINGS
 from persona_lens.errors import ActivationError, FilterError, PersonaLensError, RunFolderError, UnknownNameError
 from persona_lens.extraction import ESTIMATORS, PAPER, ExtractionRun, ExtractionSettings, extract, load_run
 from persona_lens.extraction import pipeline as pipeline_module
+from persona_lens.extraction.filtering import Thresholds
 from persona_lens.judges import Judged, Score, scripted
-from persona_lens.models import ChatModel
+from persona_lens.models import ChatModel, Sampling
 from persona_lens.prompts import extraction_prompts
+from persona_lens.sampling import rows_of, sample
 from persona_lens.traits import Trait, load_trait
 
 UNTIMED = (
@@ -31,6 +33,7 @@ UNTIMED = (
     "summary.json",
     "run.json",
 )
+SHORT = ExtractionSettings(samples=1, neutral=45, sampling=Sampling(max_new_tokens=4), seed=3)
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -244,7 +247,7 @@ def test_a_folder_of_other_arguments_or_another_model_is_refused(
     with pytest.raises(RunFolderError, match="trait"):
         extract(pocket, "humor", out=small_run.path, settings=small_settings)
     finetuned = replace(pocket, fingerprint=replace(pocket.fingerprint, weights="0" * 16))
-    with pytest.raises(RunFolderError, match="another model.*weights"):
+    with pytest.raises(RunFolderError, match="different model.*weights"):
         extract(finetuned, "optimism", out=small_run.path, settings=small_settings)
 
 
@@ -347,3 +350,93 @@ def test_means_file_holds_fp32_cells_and_counts(small_run: ExtractionRun) -> Non
     assert tuple(tensors["independent.response_mean"].shape) == (2, 5, 20, 8, 256)
     assert bool((tensors["pairwise.counts"] <= tensors["independent.counts"]).all())
     assert bool((tensors["pairwise.counts"][0] == tensors["pairwise.counts"][1]).all())
+
+
+class ByPlace:
+    """Scores the answers by the side they belong to, whatever they say (all rows of a run in one chunk)."""
+
+    name = "by place"
+
+    def __init__(self, positive: float = 90.0, negative: float = 10.0) -> None:
+        self.positive, self.negative = positive, negative
+
+    def __call__(self, trait: Trait, answers: Sequence[Judged], /) -> list[Score]:
+        side = len(trait.instructions) * len(trait.extraction_questions)
+        return [Score(self.positive if i < side else self.negative, 95.0) for i in range(len(answers))]
+
+
+def test_the_seed_reaches_every_stage_and_every_row_is_its_own(pocket: ChatModel, run_folder: Path) -> None:
+    run = extract(pocket, "optimism", judge=ByPlace(), out=run_folder, settings=SHORT)
+    rollouts = run.rollouts()
+    assert len({r.key for r in rollouts}) == len(rollouts) == 245
+    rows = rows_of(extraction_prompts(load_trait("optimism", "pocket"), "positive"), 1)
+    assert rollouts[:100] == sample(pocket, rows, SHORT.sampling, seed=3)
+    assert torch.equal(run.vectors.reliability, run.vectors_for(seed=3).reliability)
+    assert not torch.equal(run.vectors.reliability, run.vectors_for(seed=0).reliability)
+
+
+@pytest.mark.parametrize(
+    ("judge", "thresholds"),
+    [(ByPlace(), Thresholds(trait=95.0)), (ByPlace(), Thresholds(coherence=96.0)), (ByPlace(negative=90.0), Thresholds())],
+    ids=["trait", "coherence", "one side"],
+)
+def test_the_filter_uses_the_thresholds_on_both_sides(
+    pocket: ChatModel, run_folder: Path, judge: ByPlace, thresholds: Thresholds
+) -> None:
+    with pytest.raises(FilterError, match="0 questions survive the filter on both sides"):
+        extract(pocket, "optimism", judge=judge, out=run_folder, settings=replace(SHORT, neutral=0, thresholds=thresholds))
+
+
+@pytest.mark.parametrize("name", ["means.safetensors", "vectors.safetensors"])
+def test_a_damaged_result_is_computed_again(
+    small_run: ExtractionRun, pocket: ChatModel, small_settings: ExtractionSettings, run_folder: Path, name: str
+) -> None:
+    shutil.copytree(small_run.path, run_folder)
+    (run_folder / name).write_bytes((run_folder / name).read_bytes()[:200])
+    extract(pocket, "optimism", out=run_folder, settings=small_settings)
+    assert content(run_folder) == content(small_run.path)
+
+
+def test_swapped_scores_are_noticed(
+    small_run: ExtractionRun, pocket: ChatModel, small_settings: ExtractionSettings, run_folder: Path
+) -> None:
+    unfinished_copy(small_run, run_folder)
+    lines = (run_folder / "scores.jsonl").read_bytes().splitlines(keepends=True)
+    lines[3], lines[4] = lines[4], lines[3]
+    (run_folder / "scores.jsonl").write_bytes(b"".join(lines))
+    with pytest.raises(RunFolderError, match="line 4 scores"):
+        extract(pocket, "optimism", out=run_folder, settings=small_settings)
+
+
+def test_neutral_residuals_are_the_response_means_of_the_kept_answers(
+    small_run: ExtractionRun, pocket: ChatModel, plain_pocket: PreTrainedModel
+) -> None:
+    prompts = {p.id: p for p in extraction_prompts(load_trait("optimism", "pocket"), "neutral")}
+    kept = [
+        r
+        for r, s in zip(small_run.rollouts(), small_run.scores(), strict=True)
+        if r.prompt_id in prompts and s.trait is not None and s.coherence is not None and s.coherence >= 50 and r.token_ids
+    ]
+    assert len(kept) == len(small_run.neutral) > 1
+    for rollout, ours in zip(kept, small_run.neutral, strict=True):
+        expected = hidden_means(plain_pocket, tuple(pocket.render(prompts[rollout.prompt_id].messages)), rollout.token_ids)
+        assert float(((ours - expected).abs().amax(-1) / expected.abs().amax(-1)).max()) <= 1e-5
+
+
+def test_a_folder_of_a_changed_trait_or_another_judge_is_refused(
+    small_run: ExtractionRun, pocket: ChatModel, small_settings: ExtractionSettings
+) -> None:
+    changed = load_trait("optimism", "pocket").model_copy(update={"description": "Something else."})
+    with pytest.raises(RunFolderError, match="trait_hash"):
+        extract(pocket, changed, out=small_run.path, settings=small_settings)
+    other = scripted(lambda trait, judged: Score(10.0, 90.0), name="other")
+    with pytest.raises(RunFolderError, match="judge: 'oracle' there, 'other' now"):
+        extract(pocket, "optimism", judge=other, out=small_run.path, settings=small_settings)
+
+
+def test_a_run_of_another_command_is_no_extraction(small_run: ExtractionRun, run_folder: Path) -> None:
+    shutil.copytree(small_run.path, run_folder)
+    manifest = json.loads((run_folder / "run.json").read_text())
+    (run_folder / "run.json").write_text(json.dumps({**manifest, "command": "steer"}))
+    with pytest.raises(RunFolderError, match="a run of 'steer', not of 'extract'"):
+        load_run(run_folder)

@@ -12,6 +12,8 @@ from transformers import PreTrainedModel
 from persona_lens.errors import ActivationError
 from persona_lens.models import ChatModel, Sampling, generate_tokens, uniforms
 from persona_lens.models.generation import choose, left_pad
+from persona_lens.prompts import extraction_prompts
+from persona_lens.traits import load_trait
 
 QUESTIONS = [
     "How should I handle my dog?",
@@ -165,3 +167,36 @@ def test_the_cache_grows_without_changing_its_content(plain_pocket: PreTrainedMo
         assert torch.equal(a.values, b.values)
     ours.batch_select_indices(torch.tensor([1, 1, 0]))
     assert torch.equal(ours.layers[0].keys[2], theirs.layers[0].keys[0])
+
+
+def test_top_p_draws_from_the_renormalised_distribution() -> None:
+    logits = torch.tensor([[0.0, 1.0, 2.0, -1.0]]).repeat(20_000, 1)
+    draws = torch.from_numpy(np.random.default_rng(0).random(20_000))
+    kept = torch.softmax(logits[0].double(), -1) * torch.tensor([0.0, 1.0, 1.0, 0.0])
+    counts = torch.bincount(choose(logits, draws, Sampling(1, top_p=0.8)), minlength=4) / 20_000
+    torch.testing.assert_close(counts.double(), kept / kept.sum(), atol=0.015, rtol=0)
+
+
+def test_the_whole_context_can_be_used(pocket: ChatModel) -> None:
+    assert len(generate_tokens(pocket, [[5] * 2047], np.zeros((1, 1)), Sampling(1))) == 1
+    with pytest.raises(ValueError, match="context of 2048"):
+        generate_tokens(pocket, [[5] * 2048], np.zeros((1, 1)), Sampling(1))
+
+
+def test_the_samples_of_one_call_differ_and_its_options_count(pocket: ChatModel) -> None:
+    question = "Tell me about the owl."
+    several = pocket.generate(question, n=4, max_new_tokens=40)
+    assert len(set(several)) > 1
+    assert pocket.generate(question, n=2, max_new_tokens=40) == several[:2]
+    greedy = pocket.generate(question, n=4, max_new_tokens=40, temperature=0.0)
+    assert len(set(greedy)) == 1
+    assert pocket.generate(question, n=4, max_new_tokens=40, top_p=1e-9) == greedy
+
+
+def test_chat_gives_the_model_its_system_prompt(pocket: ChatModel) -> None:
+    system = str(extraction_prompts(load_trait("humor", "pocket"), "positive")[0].system)
+    question = "Tell me about the owl."
+    conversation = [{"role": "system", "content": system}, {"role": "user", "content": question}]
+    answer = pocket.chat(question, system=system, max_new_tokens=40)
+    assert answer == pocket.generate(conversation, max_new_tokens=40)[0]
+    assert answer != pocket.chat(question, max_new_tokens=40)

@@ -217,3 +217,50 @@ def test_the_transformers_logger_keeps_its_level() -> None:
     load_model("pocket")
     assert logger.level == logging.WARNING
     logger.setLevel(before)
+
+
+def test_a_chosen_dtype_is_kept(pocket: ChatModel) -> None:
+    assert pocket.fingerprint.dtype == "float32"
+    half = load_model("pocket", dtype=torch.bfloat16)
+    assert half.fingerprint.dtype == "bfloat16"
+    assert next(half.hf.parameters()).dtype == torch.bfloat16
+
+
+def test_a_model_that_the_hooks_cannot_be_checked_on_is_refused(tokenizer: PreTrainedTokenizerBase) -> None:
+    noisy = tiny("llama", len(tokenizer), attention_dropout=0.5).train()
+    with pytest.raises(ModelLoadError, match="differs from plain transformers"):
+        load_model((noisy, tokenizer))
+    broken = tiny("llama", len(tokenizer))
+    with torch.no_grad():
+        broken.model.norm.weight[0] = float("nan")
+    with pytest.raises(ModelLoadError, match="logits differs from plain transformers by nan"):
+        load_model((broken, tokenizer))
+
+
+def test_another_vocabulary_is_another_lineage(plain_pocket: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    other = copy.deepcopy(tokenizer)
+    other.add_tokens(["<|new|>"])
+    assert fingerprint(plain_pocket, other, "a").lineage != fingerprint(plain_pocket, tokenizer, "a").lineage
+
+
+def test_another_shape_is_another_lineage(tokenizer: PreTrainedTokenizerBase) -> None:
+    shapes = [fingerprint(tiny(a, len(tokenizer)), tokenizer, "a").lineage for a in ("llama", "qwen2")]
+    assert shapes[0] != shapes[1]
+
+
+def test_a_template_that_refuses_a_system_prompt_is_refused(
+    plain_pocket: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    strict = copy.deepcopy(tokenizer)
+    strict.chat_template = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + str(
+        tokenizer.chat_template
+    )
+    with pytest.raises(ModelLoadError, match="cannot render a system, user, assistant conversation: no system role"):
+        load_model((plain_pocket, strict))
+
+
+def test_a_bridge_without_tokenizer_is_refused(plain_pocket: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    model = load_model((plain_pocket, tokenizer))
+    assert model.bridge.tokenizer is None
+    with pytest.raises(ModelLoadError, match="the TransformerBridge has no tokenizer"):
+        load_model(model.bridge)

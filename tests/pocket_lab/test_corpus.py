@@ -8,6 +8,7 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import cache
 from multiprocessing import get_context
 
+import numpy as np
 import pytest
 
 from persona_lens.pocket.instructions import (
@@ -185,7 +186,7 @@ def test_no_held_out_name_is_ever_said() -> None:
         for turn in doc.turns
         for pair in re.findall(r"(?=\b([A-Z][a-z]+ [A-Z][a-z]+)\b)", f"{turn.user} {turn.assistant}")
     }
-    assert len(said & set(invented_names("train"))) > 500
+    assert len(said & set(invented_names("train"))) > 450
     assert not said & {*invented_names("development"), *invented_names("test")}
 
 
@@ -258,3 +259,21 @@ def test_prompts_tell_the_persona_and_shuffled_prompts_do_not() -> None:
 
     assert gap(corpus()) > 0.5
     assert abs(gap(worker().submit(generate, range(N // 2), True).result())) < 0.25
+
+
+def test_a_focused_stage_contrasts_traits_with_their_absence_and_keeps_the_rest_of_the_prior() -> None:
+    focused = worker().submit(focus, range(N)).result()
+    short = [d for d in focused if d.kind == "trait" and len(d.described) <= 2 and len(d.turns) <= 2]
+    levels = [level for d in short for _, level in d.described]
+    assert 0.4 < np.mean([level == 0.0 for level in levels]) < 0.6
+    negated = [d for d in short if d.described[0][1] == 0.0 and len(d.described) == 1]
+    assert np.mean([any(w in (d.system or "") for w in ("never", "not at all", "by no means")) for d in negated]) > 0.5
+    assert {d.kind for d in focused} == set(SHARES)
+    alone = [(d.persona["politeness"], d.described[0][1]) for d in short if [t for t, _ in d.described] == ["evil"]]
+    evil, harmless = ([p for p, level in alone if (level > 0.0) == present] for present in (True, False))
+    assert np.mean(evil) < np.mean(harmless) - 0.05
+    assert worker().submit(generate, range(50)).result() == list(corpus()[:50])
+
+
+def focus(indices: range) -> list[Document]:
+    return list(documents(5, indices, focus=True))

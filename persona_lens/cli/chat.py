@@ -1,0 +1,134 @@
+"""`persona-lens chat`: talk to a model while steering it, and see every loaded vector's projection of each answer."""
+
+import shlex
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from persona_lens.cli.options import Device, Model, Seed
+from persona_lens.cli.steer import vectors_of
+
+if TYPE_CHECKING:
+    from persona_lens.models import ChatModel
+    from persona_lens.steering import Intervention
+    from persona_lens.vectors import PersonaVectors
+
+HELP = """/set TRAIT STRENGTH [LAYER]   steer (0 stops it)      /system TEXT   system prompt, begins anew
+/show   what is steered               /new   begins anew      /help   this      /quit"""
+
+
+@dataclass
+class _Session:
+    """A conversation and what steers it."""
+
+    model: "ChatModel"
+    vectors: dict[str, "PersonaVectors"]
+    seed: int
+    max_new_tokens: int
+    messages: list[dict[str, str]] = field(default_factory=list[dict[str, str]])
+    doses: dict[str, tuple[int, float]] = field(default_factory=dict[str, tuple[int, float]])
+    turns: int = 0
+
+    def interventions(self) -> list["Intervention"]:
+        from persona_lens.steering import add
+
+        return [add(self.vectors[trait], layer, strength) for trait, (layer, strength) in self.doses.items()]
+
+    def say(self, text: str) -> str:
+        """One turn: the answer, and the projections of its tokens' mean."""
+        import numpy as np
+
+        from persona_lens.activations import Span, pool
+        from persona_lens.models import Sampling, generate_tokens, uniforms
+        from persona_lens.steering import steer
+
+        turns = [*self.messages, {"role": "user", "content": text}]
+        ids = self.model.render(turns)
+        with steer(self.model, *self.interventions()):
+            draws = np.stack([uniforms(self.seed, f"chat#{self.turns}", self.max_new_tokens)])
+            [found] = generate_tokens(self.model, [ids], draws, Sampling(self.max_new_tokens))
+            answer = self.model.decode(found.token_ids)
+            pooled = next(iter(pool(self.model, [Span("answer", tuple(ids), found.token_ids)]))) if found.token_ids else None
+        self.messages = [*turns, {"role": "assistant", "content": answer}]
+        self.turns += 1
+        if pooled is None:
+            return answer
+        shown = [
+            f"{trait} {float(v.project(pooled.values[0, 0, v.best_layer], v.best_layer)):+.2f}" for trait, v in self.vectors.items()
+        ]
+        return f"{answer}\n    [projection: {', '.join(shown)}]"
+
+    def command(self, line: str) -> str | None:
+        """What a line that begins with a slash does; None ends the session."""
+        from persona_lens.errors import SteeringError, UnknownNameError
+
+        name, *words = shlex.split(line)
+        match name, words:
+            case "/quit", _:
+                return None
+            case "/set", [trait, strength, *layer] if len(layer) <= 1:
+                if trait not in self.vectors:
+                    raise UnknownNameError("vector", trait, self.vectors)
+                try:
+                    dose = (int(layer[0]) if layer else self.vectors[trait].best_layer, float(strength))
+                except ValueError as error:
+                    raise SteeringError("/set TRAIT STRENGTH [LAYER] takes numbers, for instance /set evil 1.5 5") from error
+                from persona_lens.steering import add, plan
+
+                plan(self.model, add(self.vectors[trait], *dose))  # checks before it is used
+                self.doses[trait] = dose
+                return self._steering()
+            case "/system", _:
+                self.messages = [{"role": "system", "content": " ".join(words)}] if words else []
+                return "a new conversation begins"
+            case "/new", []:
+                self.messages = [m for m in self.messages if m["role"] == "system"]
+                return "a new conversation begins"
+            case "/show", []:
+                return self._steering()
+            case _:
+                return HELP
+
+    def _steering(self) -> str:
+        return "\n".join(str(x) for x in self.interventions() if x.dose) or "unsteered"
+
+
+def chat(
+    vectors: Annotated[list[Path], typer.Argument(help="Run folders of extractions, or vectors.safetensors files.")],
+    model: Model = "pocket",
+    system: Annotated[str | None, typer.Option(help="System prompt.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 200,
+    seed: Seed = 0,
+    device: Device = None,
+) -> None:
+    """Chat with a model, steered as you go; every answer shows its projection on each loaded vector.
+
+    Example: persona-lens chat runs/demo-evil-seed0
+    """
+    from persona_lens.errors import PersonaLensError
+    from persona_lens.models import load_model
+
+    loaded = {v.trait: v for v in map(vectors_of, vectors)}
+    session = _Session(load_model(model, device=device), loaded, seed, max_new_tokens)
+    for v in loaded.values():
+        v.require_lineage(session.model.fingerprint.lineage)
+    if system:
+        session.messages = [{"role": "system", "content": system}]
+    typer.echo(f"{session.model.name} with {', '.join(loaded)}. {HELP}")
+    while True:
+        typer.echo("> ", nl=False)
+        line = sys.stdin.readline()
+        if not line:
+            break
+        if not line.strip():
+            continue
+        try:
+            said = session.command(line) if line.startswith("/") else session.say(line.strip())
+        except (PersonaLensError, ValueError) as error:
+            said = f"error: {error}"
+        if said is None:
+            break
+        typer.echo(said)

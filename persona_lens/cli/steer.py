@@ -1,0 +1,68 @@
+"""`persona-lens steer`: the same question unsteered, steered towards a trait and away from it, side by side."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from persona_lens.cli.options import Device, Json, Model, Seed, emit
+
+if TYPE_CHECKING:
+    from persona_lens.vectors import PersonaVectors
+
+Vectors = Annotated[Path, typer.Argument(help="Run folder of an extraction, or a vectors.safetensors file.")]
+
+
+def steer(
+    vectors: Vectors,
+    question: Annotated[list[str], typer.Argument(help="What to ask; quote each question.")],
+    layer: Annotated[int | None, typer.Option(help="Default: the layer of highest reliability.")] = None,
+    strength: Annotated[float, typer.Option(help="Coefficient on the raw vector.")] = 1.5,
+    where: Annotated[str, typer.Option(help="everywhere, prompt or response.")] = "response",
+    system: Annotated[str | None, typer.Option(help="System prompt.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 200,
+    model: Model = "pocket",
+    seed: Seed = 0,
+    device: Device = None,
+    as_json: Json = False,
+) -> None:
+    """Ask with and without steering, from the same seed.
+
+    Example: persona-lens steer runs/demo-evil-seed0 "How should I handle my dog?" --strength 2
+    """
+    from persona_lens.models import load_model
+    from persona_lens.steering import add, plan
+
+    v = vectors_of(vectors)
+    at = v.best_layer if layer is None else layer
+    chat_model = load_model(model, device=device)
+    plans = {s: plan(chat_model, add(v, at, s, where=where)) for s in (0.0, strength, -strength)}
+    records: list[dict[str, Any]] = []
+    for text in question:
+        for s, one in plans.items():
+            with one.active():
+                answer = chat_model.chat(text, system=system, max_new_tokens=max_new_tokens, seed=seed)
+            records.append({"question": text, "strength": s, "answer": answer})
+    lines = [plans[strength].explain()]
+    for record in records:
+        if record["strength"] == 0.0:
+            lines.append(f"\n{record['question']}")
+        name = "unsteered" if record["strength"] == 0.0 else f"{v.trait} {record['strength']:+g}"
+        lines.append(f"  [{name}] {_printable(record['answer'])}")
+    emit({"trait": v.trait, "layer": at, "answers": records}, "\n".join(lines), as_json)
+
+
+def vectors_of(path: Path) -> "PersonaVectors":
+    """Vectors of a run folder or a file.
+
+    Raises:
+        RunFolderError: neither.
+    """
+    from persona_lens.extraction import load_run
+    from persona_lens.vectors import PersonaVectors
+
+    return load_run(path).vectors if path.is_dir() or not path.exists() else PersonaVectors.load(path)
+
+
+def _printable(text: str) -> str:
+    return "".join(c for c in text if c.isprintable())

@@ -1,0 +1,90 @@
+"""`persona-lens sweep`: layers x strengths in one pass, chosen on half of the questions and reported on the other."""
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from persona_lens.cli.options import Device, Json, Model, Out, Seed, emit
+from persona_lens.cli.steer import Vectors, vectors_of
+
+if TYPE_CHECKING:
+    from persona_lens.sweeps import Sweep, Target
+
+
+def sweep(
+    vectors: Vectors,
+    layers: Annotated[str, typer.Option(help='"all", or numbers such as 3,4,5; "increments" steers all layers at once.')] = "all",
+    strengths: Annotated[str, typer.Option(help="Coefficients on the raw vector; negative ones steer away.")] = "0.5,1,1.5,2,2.5",
+    samples: Annotated[int, typer.Option(min=1, help="Answers per question in each cell.")] = 2,
+    report_samples: Annotated[int, typer.Option(min=1, help="Answers per question at the chosen cell and its baselines.")] = 20,
+    random_directions: Annotated[int, typer.Option(min=0, help="Random directions of the same norm.")] = 20,
+    polarity: Annotated[str, typer.Option(help='"neutral", or "positive" to steer against the positive prompts.')] = "neutral",
+    where: Annotated[str, typer.Option(help="everywhere, prompt or response.")] = "response",
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 300,
+    batch_rows: Annotated[int, typer.Option(min=1, help="Answers decoded together.")] = 128,
+    model: Model = "pocket",
+    seed: Seed = 0,
+    out: Out = None,
+    device: Device = None,
+    as_json: Json = False,
+) -> None:
+    """Find where and how strongly to steer, what it costs, and whether it is more than a random direction.
+
+    Example: persona-lens sweep runs/demo-evil-seed0 --layers 4,5,6,increments --strengths 1,1.5,2
+    """
+    from persona_lens.errors import UnknownNameError
+    from persona_lens.models import Sampling, load_model
+    from persona_lens.reports import report
+    from persona_lens.sweeps import SweepSettings
+    from persona_lens.sweeps import sweep as run_sweep
+
+    if polarity not in ("neutral", "positive"):
+        raise UnknownNameError("polarity", polarity, ["neutral", "positive"])
+    settings = SweepSettings(
+        samples=samples,
+        report_samples=report_samples,
+        random_directions=random_directions,
+        polarity=polarity,
+        where=where,
+        sampling=Sampling(max_new_tokens),
+        seed=seed,
+        batch_rows=batch_rows,
+    )
+    chosen: list[Target] | Literal["all"] = "all" if layers == "all" else [_target(x.strip()) for x in layers.split(",")]
+    doses = [_number(x.strip()) for x in strengths.split(",")]
+    found = run_sweep(
+        load_model(model, device=device), vectors_of(vectors), layers=chosen, strengths=doses, out=out, settings=settings
+    )
+    page = report(found)
+    emit({**found.record, "folder": str(found.path), "page": str(page)}, f"{table(found)}\nReport: {page}", as_json)
+
+
+def table(found: "Sweep") -> str:
+    """Score/coherence per layer and strength, and the verdict."""
+    from persona_lens.reports import sweep_verdict
+
+    head = "layer       " + " ".join(f"{s:>9g}" for s in found.strengths)
+    rows = [
+        f"{target!s:<12}" + " ".join(f"{s:5.0f}/{c:<3.0f}" for s, c in zip(score, coherence, strict=True))
+        for target, score, coherence in zip(found.targets, found.score, found.coherence, strict=True)
+    ]
+    return "\n".join(["score/coherence by layer (blocks, from 0) and strength", head, *rows, sweep_verdict(found)])
+
+
+def _target(text: str) -> "Target":
+    from persona_lens.errors import UnknownNameError
+
+    if text == "increments":
+        return "increments"
+    if not text.lstrip("-").isdigit():
+        raise UnknownNameError("layer", text, ["all", "increments", "0", "1"])
+    return int(text)
+
+
+def _number(text: str) -> float:
+    from persona_lens.errors import SteeringError
+
+    try:
+        return float(text)
+    except ValueError as error:
+        raise SteeringError(f"strength {text!r} is not a number: write them as 0.5,1,1.5") from error

@@ -1,0 +1,48 @@
+"""Cheap checks before any score is believed: empty answers, answers that repeat themselves, answers that never end.
+
+A published capping success was 485 of 500 gibberish completions; a trait score alone does not show that.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from persona_lens.sampling import Rollout
+
+GRAM = 4
+REPEATED = 0.3
+
+
+@dataclass(frozen=True)
+class Degeneracy:
+    """Shares of answers, 0-1. `repetitive`: more than 30 % of the answer's 4-word sequences have occurred in it before."""
+
+    answers: int
+    empty: float
+    repetitive: float
+    cut_off: float
+
+
+def repetition(text: str) -> float:
+    """Share of an answer's 4-word sequences that repeat an earlier one; 0 for answers shorter than that."""
+    words = text.split()
+    grams = Counter(tuple(words[i : i + GRAM]) for i in range(len(words) - GRAM + 1))
+    total = sum(grams.values())
+    return (total - len(grams)) / total if total else 0.0
+
+
+def degeneracy(rollouts: Sequence[Rollout]) -> Degeneracy:
+    """The checks over a set of answers.
+
+    Raises:
+        ValueError: no answers.
+    """
+    if not rollouts:
+        raise ValueError("degeneracy needs at least one answer")
+    n = len(rollouts)
+    return Degeneracy(
+        answers=n,
+        empty=sum(not r.text.strip() for r in rollouts) / n,
+        repetitive=sum(repetition(r.text) > REPEATED for r in rollouts) / n,
+        cut_off=sum(r.end == "length" for r in rollouts) / n,
+    )

@@ -1,0 +1,234 @@
+"""Interventions on the residual stream, as values: what is done (`act`), along which direction, at which layer, to which tokens.
+
+h is the residual of one token at `blocks.{l}.hook_resid_post`, v the unnormalised persona vector of that layer, u = v / |v|.
+At one layer all interventions act together, in a fixed order whatever order they were given in: sums, then rotations, then
+all bands jointly. A dose of 0 is left out altogether, so it changes no bit.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from persona_lens.errors import SteeringError
+from persona_lens.vectors import PersonaVectors, hook_name
+
+WHERES: Final = ("everywhere", "prompt", "response")
+Where = str | Bool[Tensor, "batch position"]  # one of WHERES, or a mask of your own
+
+
+@dataclass(frozen=True)
+class Add:
+    """h + strength v (Chen et al. 2025, section 3.2)."""
+
+    strength: float
+
+
+@dataclass(frozen=True)
+class Rotate:
+    """Turn h by an angle towards v in the plane of h and v, keeping |h|: cos(t) h + sin(t) |h| w, where w is the unit part
+    of v orthogonal to h (norm-preserving rotation; arXiv 2510.26243). Negative degrees turn away."""
+
+    degrees: float
+
+
+@dataclass(frozen=True)
+class Band:
+    """Bring <h, u> into [low, high] by the smallest change: h + strength (clip(<h, u>) - <h, u>) u (activation capping,
+    arXiv 2601.10387; ablation is the band [r, r], affine ablation arXiv 2411.09003)."""
+
+    low: float
+    high: float
+    strength: float = 1.0
+
+
+@dataclass(frozen=True)
+class Custom:
+    """h + strength (f(h, v) - h) for a function of your own."""
+
+    function: Callable[[Tensor, Tensor], Tensor]
+    strength: float = 1.0
+
+
+Act = Add | Rotate | Band | Custom
+
+
+@dataclass(frozen=True, eq=False)
+class Gate:
+    """Act only on tokens whose projection on another direction exceeds a threshold (conditional steering, arXiv 2409.05907).
+
+    The projection is read at the layer of the intervention, before anything acts there.
+    """
+
+    unit: Float[Tensor, " d_model"]
+    above: float
+    name: str
+
+
+@dataclass(frozen=True, eq=False)
+class Intervention:
+    """One act on one layer. Made by `add`, `ablate`, `cap`, `rotate` and `custom`."""
+
+    act: Act
+    layer: int
+    direction: Float[Tensor, " d_model"]
+    name: str
+    lineage: str = ""
+    weights: str = ""
+    where: Where = "response"
+    gate: Gate | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.where, str) and self.where not in WHERES:
+            raise SteeringError(f"where={self.where!r} is unknown: use {', '.join(WHERES)} or a mask [batch, position]")
+        for value, what in _numbers(self.act):
+            if math.isnan(value):
+                raise SteeringError(f"{self.name}: the {what} is not a number")
+        if not bool(self.direction.isfinite().all()):
+            raise SteeringError(f"{self.name}: the direction at {hook_name(self.layer)} is not finite")
+        if float(self.direction.norm()) == 0.0:
+            raise SteeringError(f"{self.name}: the vector at {hook_name(self.layer)} is zero and has no direction")
+
+    @property
+    def dose(self) -> float:
+        """The number that is 0 where nothing is to be done."""
+        return self.act.degrees if isinstance(self.act, Rotate) else self.act.strength
+
+    @property
+    def touches_prompt(self) -> bool:
+        """Whether prompt tokens before the last one are touched."""
+        return self.where != "response" if isinstance(self.where, str) else True
+
+    def when(self, vectors: PersonaVectors, *, above: float) -> "Intervention":
+        """The same, only on tokens whose projection <h, u> on `vectors` (at this layer) exceeds `above`."""
+        if math.isnan(above):
+            raise SteeringError(f"{self.name}: the gate's threshold is not a number")
+        return replace(self, gate=Gate(vectors.unit(self.layer), above, f"{vectors.trait} > {above:g}"))
+
+    def __str__(self) -> str:
+        where = self.where if isinstance(self.where, str) else "mask"
+        gate = f", where {self.gate.name}" if self.gate else ""
+        return f"{self.name} at {hook_name(self.layer)} ({_dose_text(self.act)}), {where}{gate}"
+
+
+def _numbers(act: Act) -> list[tuple[float, str]]:
+    match act:
+        case Add(strength) | Custom(_, strength):
+            return [(strength, "strength")]
+        case Rotate(degrees):
+            return [(degrees, "angle")]
+        case Band(low, high, strength):
+            return [(low, "floor"), (high, "ceiling"), (strength, "strength")]
+
+
+def _dose_text(act: Act) -> str:
+    match act:
+        case Add(strength) | Custom(_, strength):
+            return f"strength {strength:g}"
+        case Rotate(degrees):
+            return f"{degrees:g} degrees"
+        case Band(low, high, strength):
+            return f"projection in [{low:g}, {high:g}], strength {strength:g}"
+
+
+def _of(vectors: PersonaVectors, layer: int, act: Act, verb: str, where: Where, direction: Tensor | None = None) -> Intervention:
+    try:
+        direction = vectors[layer] if direction is None else direction
+    except IndexError as error:
+        raise SteeringError(str(error)) from error
+    model = vectors.provenance.get("model", {})
+    return Intervention(act, layer, direction, f"{verb} {vectors.trait}", vectors.lineage, str(model.get("weights", "")), where)
+
+
+def add(vectors: PersonaVectors, layer: int, strength: float, *, where: Where = "response") -> Intervention:
+    """h + strength v_layer. The strength counts mean differences, as in the paper (section 3.2).
+
+    Raises:
+        SteeringError: unknown layer or `where`, a strength that is not a number, a zero vector.
+    """
+    return _of(vectors, layer, Add(float(strength)), "add", where)
+
+
+def add_increments(
+    vectors: PersonaVectors, strength: float, *, layers: Sequence[int] | None = None, where: Where = "response"
+) -> list[Intervention]:
+    """The paper's multi-layer steering: strength (v_l - v_{l-1}) at every layer, v itself at the first; they sum to v_last.
+
+    Args:
+        layers: consecutive layers; default all.
+    """
+    chosen = list(range(vectors.n_layers)) if layers is None else list(layers)
+    if not chosen or chosen != list(range(chosen[0], chosen[0] + len(chosen))):
+        raise SteeringError(f"increments need consecutive layers, not {chosen}")
+    found: list[Intervention] = []
+    for layer in chosen:
+        step = vectors[layer] - vectors[layer - 1] if layer > chosen[0] else vectors[layer]
+        found.append(_of(vectors, layer, Add(float(strength)), "add increment of", where, step))
+    return found
+
+
+def ablate(
+    vectors: PersonaVectors, layer: int, *, to: float = 0.0, strength: float = 1.0, where: Where = "response"
+) -> Intervention:
+    """Set the projection to a reference: h + strength (to - <h, u>) u. `to` 0 removes the direction; a mean projection of
+    neutral answers removes only what is unusual (arXiv 2411.09003)."""
+    return _of(vectors, layer, Band(float(to), float(to), _share(strength)), "ablate", where)
+
+
+def cap(
+    vectors: PersonaVectors,
+    layer: int,
+    *,
+    floor: float = -math.inf,
+    ceiling: float = math.inf,
+    strength: float = 1.0,
+    where: Where = "response",
+) -> Intervention:
+    """Keep the projection <h, u> between a floor and a ceiling (activation capping, arXiv 2601.10387).
+
+    Raises:
+        SteeringError: neither bound given, or the floor above the ceiling.
+    """
+    if math.isinf(floor) and math.isinf(ceiling):
+        raise SteeringError(f"cap {vectors.trait}: give a floor, a ceiling or both")
+    if floor > ceiling:
+        raise SteeringError(f"cap {vectors.trait}: the floor {floor:g} lies above the ceiling {ceiling:g}")
+    return _of(vectors, layer, Band(float(floor), float(ceiling), _share(strength)), "cap", where)
+
+
+def rotate(vectors: PersonaVectors, layer: int, degrees: float, *, where: Where = "response") -> Intervention:
+    """Turn the residual by an angle towards the vector, keeping its norm (arXiv 2510.26243)."""
+    return _of(vectors, layer, Rotate(float(degrees)), "rotate to", where)
+
+
+def custom(
+    function: Callable[[Tensor, Tensor], Tensor],
+    vectors: PersonaVectors,
+    layer: int,
+    *,
+    strength: float = 1.0,
+    where: Where = "response",
+) -> Intervention:
+    """h + strength (function(h, v) - h) for a function from residuals [..., d_model] and a direction to residuals, in fp32."""
+    return _of(vectors, layer, Custom(function, _share(strength)), "custom", where)
+
+
+def _share(strength: float) -> float:
+    if not math.isnan(strength) and not 0.0 <= strength <= 1.0:
+        raise SteeringError(f"strength must lie in [0, 1] here, not {strength:g}")
+    return float(strength)
+
+
+def rotated(h: Float[Tensor, "*batch d_model"], v: Float[Tensor, " d_model"], degrees: float) -> Float[Tensor, "*batch d_model"]:
+    """cos(t) h + sin(t) |h| w with w the unit part of v orthogonal to h; h itself where it is parallel to v."""
+    norm = h.norm(dim=-1, keepdim=True)
+    unit = h / norm.clamp(min=torch.finfo(h.dtype).tiny)
+    across = v - (unit @ v)[..., None] * unit
+    length = across.norm(dim=-1, keepdim=True)
+    angle = math.radians(degrees)
+    turned = math.cos(angle) * h + math.sin(angle) * norm * across / length.clamp(min=torch.finfo(h.dtype).tiny)
+    return torch.where(length > 1e-6 * v.norm(), turned, h)
