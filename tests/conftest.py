@@ -9,12 +9,15 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # one thread per worker, also in the pr
 
 import pytest
 import torch
+from threadpoolctl import threadpool_limits
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from persona_lens.extraction import ExtractionRun, ExtractionSettings, extract
 from persona_lens.models import ChatModel, Sampling, load_model
 from persona_lens.pocket import weights_folder
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # libraries that were loaded before the variable was set
+    ONE_THREAD = threadpool_limits(1)
 SMALL = ExtractionSettings(samples=1, neutral=20, sampling=Sampling(max_new_tokens=120), batch_rows=64)
 
 

@@ -56,6 +56,7 @@ def test_a_rollout_survives_its_record(text: str, ids: list[int], number: int) -
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3000)
 def test_two_thousand_answers_do_not_depend_on_the_batch(pocket: ChatModel) -> None:
     wanted = rows_of(extraction_prompts(load_trait("humor", "pocket"), "positive"), 20)
     shuffled = wanted.copy()
