@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
+from scipy.stats import t as student_t
 
 N_SPLITS = 200
 N_FLIPS = 2000
@@ -146,3 +147,14 @@ def assess(differences: Float[np.ndarray, "question layer d_model"], *, seed: in
         p_any=p_any,
         n_questions=len(differences),
     )
+
+
+def mean_interval(values: Float[np.ndarray, " unit"]) -> tuple[float, tuple[float, float]]:
+    """Mean and 95 % interval by Student's t over independent units."""
+    mean = float(values.mean())
+    half = (
+        float(student_t.ppf(0.975, len(values) - 1)) * float(values.std(ddof=1)) / np.sqrt(len(values))
+        if len(values) > 1
+        else np.inf
+    )
+    return mean, (mean - float(half), mean + float(half))

@@ -7,7 +7,7 @@ directions of the same norm beside the steered ones (Chen et al. 2025, section 3
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -15,7 +15,6 @@ from typing import Any, Final, Literal
 import numpy as np
 import torch
 from jaxtyping import Float
-from scipy.stats import t as student_t
 
 from persona_lens.errors import RunFolderError, SteeringError
 from persona_lens.extraction.run import read_rollouts, read_scores
@@ -23,6 +22,7 @@ from persona_lens.judges import Judge, Judged, Score, default_judge
 from persona_lens.models import ChatModel, Sampling
 from persona_lens.progress import Progress, progress_bars
 from persona_lens.prompts import Polarity, Prompt, evaluation_prompts
+from persona_lens.reliability import mean_interval
 from persona_lens.sampling import DEFAULT_BATCH_ROWS, Row, sample
 from persona_lens.steering import Intervention, Where, add, add_increments, row_plan
 from persona_lens.store import RunFolder, append_jsonl, read_json, write_json
@@ -258,8 +258,6 @@ def _interventions(cell: Cell, vectors: PersonaVectors, settings: SweepSettings)
 
 def random_vectors(vectors: PersonaVectors, target: Target, number: int, seed: int) -> PersonaVectors:
     """Isotropic random directions with the norms of the vectors (for increments: of the increments)."""
-    from dataclasses import replace
-
     generator = torch.Generator().manual_seed(1_000_003 * (seed + 1) + number)
     noise = torch.randn(vectors.directions.shape, generator=generator)
     v = vectors.directions
@@ -390,10 +388,10 @@ class _Sweep:
         steered, base, prompted = found[chosen], found[Cell("unsteered")], found[Cell("prompt")]
         effects = (steered.trait - base.trait)[half]
         effects = effects[np.isfinite(effects)]
-        mean, interval = _mean_interval(effects)
+        mean, interval = mean_interval(effects)
         direction = np.sign(mean) if mean else 1.0
         random_effects = np.array([np.nanmean((found[c].trait - base.trait)[half]) for c in randoms])
-        random_mean, random_interval = _mean_interval(random_effects) if len(randoms) > 1 else (None, None)
+        random_mean, random_interval = mean_interval(random_effects) if len(randoms) > 1 else (None, None)
         return {
             "cell": vars(chosen),
             "score": steered.mean,
@@ -411,17 +409,6 @@ class _Sweep:
             "usable": list(usable),
             "coherent": coherent,
         }
-
-
-def _mean_interval(values: Float[np.ndarray, " unit"]) -> tuple[float, tuple[float, float]]:
-    """Mean and 95 % interval by Student's t over independent units."""
-    mean = float(values.mean())
-    half = (
-        float(student_t.ppf(0.975, len(values) - 1)) * float(values.std(ddof=1)) / np.sqrt(len(values))
-        if len(values) > 1
-        else np.inf
-    )
-    return mean, (mean - float(half), mean + float(half))
 
 
 def _by_question(job: _Job, scores: Sequence[Score], questions: int) -> dict[Cell, Readings]:

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from scipy.stats import spearmanr
-from scipy.stats import t as student_t
 
 from persona_lens.extraction import ExtractionSettings, extract
 from persona_lens.judges import Judged, oracle
@@ -26,6 +25,7 @@ from persona_lens.pocket_lab.capability import capability
 from persona_lens.pocket_lab.prescription import Prescription, prescribe
 from persona_lens.progress import Progress, silent
 from persona_lens.prompts import Polarity, evaluation_prompts
+from persona_lens.reliability import mean_interval
 from persona_lens.sampling import rows_of, sample
 from persona_lens.steering import Intervention, add, row_plan, steer
 from persona_lens.vectors import PersonaVectors
@@ -212,12 +212,12 @@ def random_directions(
         coherences.append(coherence)
         progress("random", i + 1, directions)
     means = np.array(changes).mean(1)
-    half = float(student_t.ppf(0.975, len(means) - 1)) * means.std(ddof=1) / np.sqrt(len(means))
+    mean, interval = mean_interval(means)
     return {
         "directions": directions,
         "answers_each": len(rows),
-        "mean_change": float(means.mean()),
-        "interval": [float(means.mean() - half), float(means.mean() + half)],
+        "mean_change": mean,
+        "interval": list(interval),
         "mean_absolute_change": float(np.abs(np.array(changes)).mean()),
         "largest_trait_change": float(np.abs(np.array(changes).mean(0)).max()),
         "coherence": float(np.mean(coherences)),
