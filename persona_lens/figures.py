@@ -123,6 +123,27 @@ def sweep_heat_map(sweep: Sweep) -> "Figure":
     return figure
 
 
+def sweep_profile(sweep: Sweep) -> "Figure":
+    """By layer: the furthest coherent score (the paper's criterion for choosing a layer), beside the vector's reliability."""
+    figure, (ax,) = _figure(1, width=6.4)
+    names, at = [str(t) for t in sweep.targets], np.arange(len(sweep.targets))
+    toward = np.sign(sweep.strengths)  # negative strengths reach furthest where the score is lowest
+    effect = (sweep.score - sweep.record["unsteered"]) * toward
+    coherent = np.where(sweep.coherence >= sweep.record["coherence_floor"], effect, -np.inf)
+    best = coherent.argmax(1)
+    reached = np.where(np.isfinite(coherent.max(1)), sweep.score[at, best], np.nan)
+    bars = ax.bar(at, np.nan_to_num(reached), color=POSITIVE, alpha=0.75, label=f"furthest {sweep.trait} score while coherent")
+    for bar, column, value in zip(bars, best, reached, strict=True):
+        text = "incoherent" if np.isnan(value) else f"at {sweep.strengths[column]:g}"
+        ax.text(bar.get_x() + bar.get_width() / 2, np.nan_to_num(value) + 1, text, ha="center", fontsize=7, color=NEUTRAL)
+    ax.axhline(sweep.record["unsteered"], color=NEUTRAL, lw=0.9, label="unsteered")
+    ax.plot(at, 100 * sweep.reliability, "o-", color=NEGATIVE, label="reliability of the vector x 100")
+    ax.set_xticks(at, names)
+    ax.set(xlabel="layer (blocks.{l}.hook_resid_post)", ylabel="score (0-100)", ylim=(0, 108))
+    ax.legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
+    return figure
+
+
 def dose_response(sweep: Sweep) -> "Figure":
     """Score and coherence against strength at the chosen layer, with the unsteered, prompted and random answers beside them."""
     figure, (ax,) = _figure(1, width=6.0)
@@ -130,6 +151,7 @@ def dose_response(sweep: Sweep) -> "Figure":
     row = sweep.targets.index(r.cell.target)  # pyright: ignore[reportArgumentType]
     ax.plot(sweep.strengths, sweep.score[row], "o-", color=POSITIVE, label=f"{sweep.trait} score")
     ax.plot(sweep.strengths, sweep.coherence[row], "s--", color=NEGATIVE, label="coherence")
+    ax.plot(sweep.strengths, 100 * sweep.degenerate[row], "^:", color=NEGATIVE, lw=0.8, label="degenerate answers (%)")
     ax.axhline(r.unsteered, color=NEUTRAL, lw=0.9, label="unsteered")
     ax.axhline(r.prompted, color=NEUTRAL, lw=0.9, ls="--", label="positive prompt")
     if r.random_effect is not None:

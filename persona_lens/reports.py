@@ -2,13 +2,13 @@
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from persona_lens.extraction import ExtractionRun, load_run
-from persona_lens.figures import dose_response, layer_profile, projections, score_histogram, sweep_heat_map
+from persona_lens.figures import dose_response, layer_profile, projections, score_histogram, sweep_heat_map, sweep_profile
 from persona_lens.prompts import POLARITIES, extraction_prompts
 from persona_lens.store import read_json, write_atomically
 from persona_lens.sweeps import Sweep, load_sweep
@@ -44,7 +44,7 @@ def report(run: ExtractionRun | Sweep | str | Path) -> Path:
     if isinstance(run, str | Path):
         run = load_sweep(run) if read_json(Path(run) / "run.json").get("command") == "sweep" else load_run(run)
     if isinstance(run, Sweep):
-        figures = {"heat_map": sweep_heat_map(run), "dose_response": dose_response(run)}
+        figures = {"heat_map": sweep_heat_map(run), "profile": sweep_profile(run), "dose_response": dose_response(run)}
     else:
         figures = {"layers": layer_profile(run.vectors), "projections": projections(run), "scores": score_histogram(run)}
     images = {name: _png(figure) for name, figure in figures.items()}
@@ -111,6 +111,10 @@ def _sweep_page(found: Sweep, images: dict[str, bytes]) -> str:
         (target, *(f"{s:.0f} / {c:.0f}" for s, c in zip(score, coherence, strict=True)))
         for target, score, coherence in zip(found.targets, found.score, found.coherence, strict=True)
     ]
+    damage = [
+        (target, *(f"{d:.2f} / {x:.0%}" for d, x in zip(divergence, degenerate, strict=True)))
+        for target, divergence, degenerate in zip(found.targets, found.divergence, found.degenerate, strict=True)
+    ]
     usable = ", ".join(f"{s:g}" for s in r.usable) or "none"
     parts = [
         f"<h1>Steering sweep: {escape(found.trait)}</h1><p><b>{escape(sweep_verdict(found))}</b></p>",
@@ -120,6 +124,15 @@ def _sweep_page(found: Sweep, images: dict[str, bytes]) -> str:
         _image(images["heat_map"], "Mean trait score and coherence over all evaluation questions."),
         _table(("layer", *(f"{s:g}" for s in found.strengths)), rows),
         "<p class='meta'>score / coherence; layers count blocks from 0 (blocks.{l}.hook_resid_post)</p>",
+        _image(
+            images["profile"],
+            "The layer that gets furthest while coherent (the paper's criterion), and where the vector is reliable.",
+        ),
+        "<h2>Damage</h2>",
+        _table(("layer", *(f"{s:g}" for s in found.strengths)), damage),
+        "<p class='meta'>mean KL divergence from the unsteered next-token distribution in nats / degenerate answers (empty, "
+        f"repeating themselves, never ending); unsteered {found.record['unsteered_degenerate']:.0%} degenerate</p>",
+        *_capability_table(r.capability),
         "<h2>Dose and response</h2>",
         _image(images["dose_response"], "At the chosen layer, with what stands beside it."),
         f"<p>{found.record['gaps']} answers have no score.</p>",
@@ -131,6 +144,18 @@ def _sweep_page(found: Sweep, images: dict[str, bytes]) -> str:
     ]
     head = f"<meta charset='utf-8'><title>Steering sweep: {escape(found.trait)}</title><style>{_STYLE}</style>"
     return f"<!doctype html><html lang='en'><head>{head}</head><body>{''.join(parts)}</body></html>\n"
+
+
+def _capability_table(measured: Mapping[str, Mapping[str, Mapping[str, float]]]) -> list[str]:
+    """Each task's metrics unsteered and at the chosen cell."""
+    if not measured:
+        return []
+    rows = [
+        (task, metric, f"{value:.3f}", f"{measured['steered'][task][metric]:.3f}")
+        for task, metrics in measured["unsteered"].items()
+        for metric, value in metrics.items()
+    ]
+    return [_table(("capability", "metric", "unsteered", "steered"), rows)]
 
 
 def _page(run: ExtractionRun, images: dict[str, bytes]) -> str:

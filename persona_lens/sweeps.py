@@ -6,7 +6,7 @@ directions of the same norm beside the steered ones (Chen et al. 2025, section 3
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,16 +16,18 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
+from persona_lens.activations import Span
 from persona_lens.errors import RunFolderError, SteeringError
+from persona_lens.evaluation import degeneracy
 from persona_lens.extraction.run import read_rollouts, read_scores
 from persona_lens.judges import Judge, Judged, Score, default_judge
 from persona_lens.models import ChatModel, Sampling
 from persona_lens.progress import Progress, progress_bars
 from persona_lens.prompts import Polarity, Prompt, evaluation_prompts
 from persona_lens.reliability import mean_interval
-from persona_lens.sampling import DEFAULT_BATCH_ROWS, Row, sample
-from persona_lens.steering import Intervention, Where, add, add_increments, row_plan
-from persona_lens.store import RunFolder, append_jsonl, read_json, write_json
+from persona_lens.sampling import DEFAULT_BATCH_ROWS, Rollout, Row, sample
+from persona_lens.steering import Intervention, Where, add, add_increments, next_token_divergences, row_plan, steer
+from persona_lens.store import RunFolder, append_jsonl, read_json, read_jsonl, write_json
 from persona_lens.traits import Trait, load_trait
 from persona_lens.vectors import PersonaVectors, hook_name
 
@@ -33,6 +35,7 @@ CHUNK_ROWS: Final = 1024
 INCREMENTS: Final = "increments"
 Target = int | Literal["increments"]
 CellKind = Literal["unsteered", "prompt", "steered", "random"]
+Capability = Callable[[ChatModel], Mapping[str, Mapping[str, float]]]  # task -> metric -> value, as `evaluation.capability` gives
 
 
 @dataclass(frozen=True)
@@ -122,6 +125,7 @@ class Report:
     random_coherence: float | None
     usable: tuple[float, ...]
     coherent: bool  # whether any cell reached the coherence floor
+    capability: Mapping[str, Mapping[str, Mapping[str, float]]]  # "unsteered" and "steered" -> task -> metric; empty if not asked
 
 
 @dataclass(frozen=True)
@@ -155,6 +159,21 @@ class Sweep:
     def coherence(self) -> Float[np.ndarray, "target strength"]:
         return np.array(self.record["coherence"])
 
+    @property
+    def divergence(self) -> Float[np.ndarray, "target strength"]:
+        """Mean KL(steered || unsteered) of the next token in nats, over one unsteered answer per prompt."""
+        return np.array(self.record["divergence"])
+
+    @property
+    def degenerate(self) -> Float[np.ndarray, "target strength"]:
+        """Share of answers that are empty, repeat themselves or never end."""
+        return np.array(self.record["degenerate"])
+
+    @property
+    def reliability(self) -> Float[np.ndarray, " target"]:
+        """Split-half reliability of the vector at each layer; NaN for increments."""
+        return np.array([np.nan if r is None else r for r in self.record["reliability"]])
+
     @cached_property
     def report(self) -> Report:
         raw = dict(self.record["report"])
@@ -172,6 +191,7 @@ def sweep(
     strengths: Sequence[float] = (0.5, 1.0, 1.5, 2.0, 2.5),
     trait: Trait | None = None,
     judge: Judge | None = None,
+    capability: Capability | None = None,
     out: str | Path | None = None,
     settings: SweepSettings | None = None,
     progress: Progress | None = None,
@@ -183,10 +203,12 @@ def sweep(
         strengths: coefficients on the raw vector; negative ones steer away from the trait.
         trait: default: the shipped trait of the vectors' name.
         judge: default: the oracle for the pocket model.
+        capability: what the model can do, measured unsteered and at the chosen cell, for instance
+            `lambda m: evaluation.capability(m, ["mmlu"])`.
         out: run folder; default `runs/sweep-{model}-{trait}-seed{seed}`. An interrupted sweep in it goes on.
 
     Raises:
-        SteeringError: an unknown layer, no strengths, or one that is not a number - before anything is sampled.
+        SteeringError: an unknown layer, no strengths, one given twice or not a number - before anything is sampled.
     """
     settings = settings or SweepSettings()
     trait = trait or load_trait(vectors.trait, model.trait_set)
@@ -195,6 +217,8 @@ def sweep(
     grid = [Cell("steered", t, float(s)) for t in targets for s in strengths]
     if not grid:
         raise SteeringError("a sweep needs at least one layer and one strength")
+    if len({str(cell) for cell in grid}) < len(grid):
+        raise SteeringError(f"a layer or a strength is given twice: layers {targets}, strengths {list(strengths)}")
     for cell in grid:
         _interventions(cell, vectors, settings)
     arguments = _arguments(vectors, trait, judge, targets, strengths, settings)
@@ -203,7 +227,9 @@ def sweep(
     if (path / "sweep.json").exists():
         return Sweep(path)
     with progress_bars() as bars:
-        _Sweep(model, vectors, trait, judge, settings, folder, progress or bars).run(targets, list(map(float, strengths)), grid)
+        _Sweep(model, vectors, trait, judge, settings, folder, progress or bars, capability).run(
+            targets, list(map(float, strengths)), grid
+        )
     return Sweep(path)
 
 
@@ -286,6 +312,7 @@ class _Sweep:
     settings: SweepSettings
     folder: RunFolder
     progress: Progress
+    capability: Capability | None = None
 
     def run(self, targets: list[Target], strengths: list[float], grid: list[Cell]) -> None:
         half = self._questions // 2
@@ -296,13 +323,21 @@ class _Sweep:
         cells = [Cell("unsteered"), Cell("prompt"), chosen, *randoms]
         reported = self._readings("report", self._job(cells, range(half, self._questions), self.settings.report_samples))
         report = self._report(reported, chosen, randoms, slice(half, None), coherent=coherent, usable=usable)
+        report["capability"] = self._capability(chosen)
         shape = (len(targets), len(strengths))
+        answers = self._answers("grid", grid)
+        checks = {cell: degeneracy(answers[cell]) for cell in (Cell("unsteered"), *grid)}
         record = {
             "trait": self.trait.name,
             "targets": targets,
             "strengths": strengths,
             "score": np.reshape([found[c].mean for c in grid], shape).round(4).tolist(),
             "coherence": np.reshape([found[c].mean_coherence for c in grid], shape).round(4).tolist(),
+            "divergence": np.reshape(self._divergences(answers[Cell("unsteered")], grid), shape).round(5).tolist(),
+            "degenerate": np.reshape([checks[c].any for c in grid], shape).round(4).tolist(),
+            "unsteered_degenerate": round(checks[Cell("unsteered")].any, 4),
+            "reliability": [None if t == INCREMENTS else round(float(self.vectors.reliability[int(t)]), 4) for t in targets],
+            "coherence_floor": self.settings.coherence_floor,
             "unsteered": round(found[Cell("unsteered")].mean, 4),
             "unsteered_coherence": round(found[Cell("unsteered")].mean_coherence, 4),
             "gaps": sum(r.gaps for r in (*found.values(), *reported.values())),
@@ -356,6 +391,32 @@ class _Sweep:
             judged = [Judged(job.rows[i][0].user, rollouts[i].text) for i in chunk]
             append_jsonl(scores_path, [s.as_dict() for s in self.judge(self.trait, judged)])
         return _by_question(job, read_scores(scores_path), self._questions)
+
+    def _answers(self, stage: str, grid: Sequence[Cell]) -> dict[Cell, list[Rollout]]:
+        """The answers of a finished stage by cell."""
+        names = {str(cell): cell for cell in (Cell("unsteered"), *grid)}
+        path = self.folder.path / f"{stage}-rollouts.jsonl"
+        answers: dict[Cell, list[Rollout]] = {cell: [] for cell in names.values()}
+        for record in read_jsonl(path):
+            answers[names[record["cell"]]].append(Rollout.from_dict(record))
+        return answers
+
+    def _divergences(self, unsteered: Sequence[Rollout], grid: Sequence[Cell]) -> Float[np.ndarray, " cell"]:
+        """Mean next-token divergence of every cell over the first unsteered answer to each prompt."""
+        prompts = {p.id: p for p in self._prompts(self.settings.polarity, range(self._questions))}
+        spans = [
+            Span(r.key, tuple(self.model.render(prompts[r.prompt_id].messages)), r.token_ids)
+            for r in unsteered
+            if r.sample == 0 and r.token_ids
+        ]
+        return next_token_divergences(self.model, spans, [self._made(c) for c in grid]).mean(-1).numpy()
+
+    def _capability(self, chosen: Cell) -> dict[str, Any]:
+        if self.capability is None:
+            return {}
+        unsteered = self.capability(self.model)
+        with steer(self.model, *self._made(chosen)):
+            return {"unsteered": unsteered, "steered": self.capability(self.model)}
 
     def _made(self, cell: Cell) -> list[Intervention]:
         if cell.kind != "random":

@@ -6,15 +6,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from persona_lens.activations import Span, span_pass
 from persona_lens.errors import RunFolderError, SteeringError
 from persona_lens.extraction import ExtractionRun
-from persona_lens.figures import dose_response, plot
+from persona_lens.figures import dose_response, plot, sweep_profile
 from persona_lens.judges import Judged, Score, oracle, scripted
-from persona_lens.models import ChatModel, Sampling
+from persona_lens.models import ChatModel, Sampling, forward_pass
 from persona_lens.prompts import evaluation_prompts
+from persona_lens.reports import report
 from persona_lens.sampling import sample
-from persona_lens.steering import add, steer
+from persona_lens.steering import add, next_token_divergence, steer
 from persona_lens.store import read_jsonl
 from persona_lens.sweeps import INCREMENTS, Cell, Sweep, SweepSettings, random_vectors, sweep
 from persona_lens.traits import Trait, load_trait
@@ -63,6 +66,41 @@ def test_steering_beats_the_baseline_and_random_directions_do_not(finished: Swee
     assert r.cell.strength == 1.5
     assert set(r.usable) <= {0.0, 1.5}
     assert 0.0 <= r.reversed_share <= 0.5
+
+
+def test_the_damage_is_measured_in_the_same_call(pocket: ChatModel, small_run: ExtractionRun, finished: Sweep) -> None:
+    records = list(read_jsonl(finished.path / "grid-rollouts.jsonl"))
+    prompts = {p.id: p for p in evaluation_prompts(load_trait("optimism", "pocket"))}
+    unsteered = [r for r in records if r["cell"] == "unsteered"]
+    spans = [Span("", tuple(pocket.render(prompts[r["prompt_id"]].messages)), tuple(r["token_ids"])) for r in unsteered]
+    expected = float(next_token_divergence(pocket, spans, add(small_run.vectors, 6, 1.5)).mean())
+    assert finished.divergence[1, 1] == pytest.approx(expected, rel=1e-3)
+    assert (finished.divergence[:, 0] == 0).all()
+    assert (finished.divergence[:, 1] > 0).all()
+    cut = [r["end"] == "length" for r in records if r["cell"] == str(Cell("steered", 6, 1.5))]
+    assert finished.degenerate[1, 1] >= np.mean(cut) > 0
+    assert (finished.degenerate[:, 0] == finished.record["unsteered_degenerate"]).all()
+    assert np.isnan(finished.reliability).tolist() == [False, False, True]
+    assert finished.reliability[0] == pytest.approx(float(small_run.vectors.reliability[2]), abs=1e-4)
+    assert finished.report.capability == {}
+
+
+def test_capability_is_measured_unsteered_and_at_the_chosen_cell(
+    pocket: ChatModel, small_run: ExtractionRun, tmp_path: Path
+) -> None:
+    ids = torch.tensor([pocket.render([{"role": "user", "content": "What is 2 plus 3?"}])])
+    seen: list[torch.Tensor] = []
+
+    def skill(model: ChatModel) -> dict[str, dict[str, float]]:
+        with forward_pass(span_pass([Span("", tuple(ids[0].tolist()), ())], ids.shape[1])):
+            seen.append(model.hf(ids, use_cache=False).logits[0, -1].detach())
+        return {"sums": {"acc": 0.5 / len(seen)}}
+
+    settings = replace(SMALL, random_directions=0, sampling=Sampling(max_new_tokens=12))
+    found = sweep(pocket, small_run.vectors, layers=[6], strengths=[1.5], capability=skill, out=tmp_path / "s", settings=settings)
+    assert found.report.capability == {"unsteered": {"sums": {"acc": 0.5}}, "steered": {"sums": {"acc": 0.25}}}
+    assert not torch.equal(seen[0], seen[1])
+    assert "<td>0.500</td><td>0.250</td>" in report(found).read_text()
 
 
 def test_an_interrupted_sweep_ends_with_the_same_bytes(
@@ -146,6 +184,11 @@ def test_random_directions_have_the_norms_of_the_vectors(small_run: ExtractionRu
 def test_figures_of_a_sweep(finished: Sweep) -> None:
     assert len(plot(finished).axes) == 4
     assert len(dose_response(finished).axes) == 1
+    [ax] = sweep_profile(finished).axes
+    reached = finished.score[1].max() if (finished.coherence[1] >= 85).all() else None
+    heights = [p.get_height() for p in ax.patches]  # pyright: ignore[reportAttributeAccessIssue]
+    assert len(heights) == 3
+    assert reached is None or heights[1] == pytest.approx(reached)
 
 
 @pytest.mark.parametrize(
@@ -154,6 +197,7 @@ def test_figures_of_a_sweep(finished: Sweep) -> None:
         ({"layers": [99]}, "layer 99 does not exist"),
         ({"strengths": []}, "at least one layer and one strength"),
         ({"strengths": [math.nan]}, "strength is not a number"),
+        ({"strengths": [1.0, 1.0]}, "given twice"),
     ],
 )
 def test_bad_sweeps_are_refused_before_anything_is_sampled(

@@ -1,5 +1,6 @@
 """`persona-lens sweep`: layers x strengths in one pass, chosen on half of the questions and reported on the other."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -8,7 +9,7 @@ from persona_lens.cli.options import Device, Json, Model, Out, Seed, emit
 from persona_lens.cli.steer import Vectors, vectors_of
 
 if TYPE_CHECKING:
-    from persona_lens.sweeps import Sweep, Target
+    from persona_lens.sweeps import Capability, Sweep, Target
 
 
 def sweep(
@@ -21,6 +22,10 @@ def sweep(
     polarity: Annotated[str, typer.Option(help='"neutral", or "positive" to steer against the positive prompts.')] = "neutral",
     where: Annotated[str, typer.Option(help="everywhere, prompt or response.")] = "response",
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 300,
+    tasks: Annotated[
+        str, typer.Option(help="Capability at the chosen cell: tasks of lm-evaluation-harness, such as mmlu (extra eval).")
+    ] = "",
+    task_limit: Annotated[int | None, typer.Option(min=1, help="Documents per task.")] = None,
     batch_rows: Annotated[int, typer.Option(min=1, help="Answers decoded together.")] = 128,
     model: Model = "pocket",
     seed: Seed = 0,
@@ -53,7 +58,13 @@ def sweep(
     chosen: list[Target] | Literal["all"] = "all" if layers == "all" else [_target(x.strip()) for x in layers.split(",")]
     doses = [_number(x.strip()) for x in strengths.split(",")]
     found = run_sweep(
-        load_model(model, device=device), vectors_of(vectors), layers=chosen, strengths=doses, out=out, settings=settings
+        load_model(model, device=device),
+        vectors_of(vectors),
+        layers=chosen,
+        strengths=doses,
+        capability=_capability(tasks, task_limit, seed),
+        out=out,
+        settings=settings,
     )
     page = report(found)
     emit({**found.record, "folder": str(found.path), "page": str(page)}, f"{table(found)}\nReport: {page}", as_json)
@@ -69,6 +80,17 @@ def table(found: "Sweep") -> str:
         for target, score, coherence in zip(found.targets, found.score, found.coherence, strict=True)
     ]
     return "\n".join(["score/coherence by layer (blocks, from 0) and strength", head, *rows, sweep_verdict(found)])
+
+
+def _capability(tasks: str, limit: int | None, seed: int) -> "Capability | None":
+    """What measures the named tasks; the pocket world's own tasks are found by name too."""
+    if not tasks:
+        return None
+    from persona_lens import pocket_lab
+    from persona_lens.evaluation import capability
+
+    names, own = [t.strip() for t in tasks.split(",")], Path(pocket_lab.__file__).parent / "tasks"
+    return lambda model: capability(model, names, include=own, limit=limit, seed=seed)
 
 
 def _target(text: str) -> "Target":

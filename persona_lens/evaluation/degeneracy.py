@@ -21,6 +21,7 @@ class Degeneracy:
     empty: float
     repetitive: float
     cut_off: float
+    any: float
 
 
 def repetition(text: str) -> float:
@@ -39,10 +40,6 @@ def degeneracy(rollouts: Sequence[Rollout]) -> Degeneracy:
     """
     if not rollouts:
         raise ValueError("degeneracy needs at least one answer")
-    n = len(rollouts)
-    return Degeneracy(
-        answers=n,
-        empty=sum(not r.text.strip() for r in rollouts) / n,
-        repetitive=sum(repetition(r.text) > REPEATED for r in rollouts) / n,
-        cut_off=sum(r.end == "length" for r in rollouts) / n,
-    )
+    found = [(not r.text.strip(), repetition(r.text) > REPEATED, r.end == "length") for r in rollouts]
+    empty, repetitive, cut_off = (sum(kind) / len(found) for kind in zip(*found, strict=True))
+    return Degeneracy(len(found), empty, repetitive, cut_off, sum(map(any, found)) / len(found))

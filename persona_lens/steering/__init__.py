@@ -4,6 +4,7 @@ from persona_lens.steering.dose import (
     Calibrated,
     calibrated_strength,
     next_token_divergence,
+    next_token_divergences,
     relative_strength,
     residual_norms,
 )
@@ -42,6 +43,7 @@ __all__ = [
     "cap",
     "custom",
     "next_token_divergence",
+    "next_token_divergences",
     "plan",
     "relative_strength",
     "residual_norms",

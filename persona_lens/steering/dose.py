@@ -17,11 +17,12 @@ from persona_lens.activations import DEFAULT_BATCH_TOKENS, Span, right_pad, span
 from persona_lens.errors import SteeringError
 from persona_lens.models import ChatModel, forward_pass
 from persona_lens.steering.interventions import Intervention, add
-from persona_lens.steering.plan import steer
+from persona_lens.steering.plan import plan
 from persona_lens.vectors import PersonaVectors, hook_name
 
 PRECISION: Final = 0.02  # of the wanted divergence
 LARGEST: Final = 1e4
+LOGITS: Final = 2**27  # held at once, in numbers
 
 
 @torch.inference_mode()
@@ -52,23 +53,38 @@ def relative_strength(vectors: PersonaVectors, layer: int, share: float, norms: 
     return share * float(norms[layer]) / length
 
 
-@torch.inference_mode()
 def next_token_divergence(
     model: ChatModel, spans: Sequence[Span], *interventions: Intervention, batch_tokens: int = DEFAULT_BATCH_TOKENS
 ) -> Float[Tensor, " span"]:
     """Mean KL(steered || unsteered) of the next-token distribution over each answer's tokens, in nats (fp32)."""
-    means = torch.zeros(len(spans))
+    return next_token_divergences(model, spans, [interventions], batch_tokens=batch_tokens)[0]
+
+
+@torch.inference_mode()
+def next_token_divergences(
+    model: ChatModel,
+    spans: Sequence[Span],
+    sets: Sequence[Sequence[Intervention]],
+    *,
+    batch_tokens: int = DEFAULT_BATCH_TOKENS,
+) -> Float[Tensor, "set span"]:
+    """`next_token_divergence` for several sets of interventions; the unsteered pass is made once."""
+    vocabulary = int(model.hf.config.get_text_config().vocab_size)
+    batch_tokens = min(batch_tokens, max(1, LOGITS // vocabulary))
+    plans = [plan(model, *chosen) for chosen in sets]
+    means = torch.zeros(len(sets), len(spans))
     for indices in token_batches(spans, batch_tokens):
         batch = [spans[i] for i in indices]
         ids, mask = (x.to(model.device) for x in right_pad(batch, model.pad_id))
         content = span_pass(batch, ids.shape[1], model.device)
-        plain = _log_probabilities(model, ids, mask, content.response)
-        with steer(model, *interventions), forward_pass(content):
-            steered = _log_probabilities(model, ids, mask, content.response)
-        divergence = (steered.exp() * (steered - plain)).sum(-1)
         row = content.response.nonzero()[:, 0]
-        sums = torch.zeros(len(batch), device=row.device).index_add_(0, row, divergence)
-        means[indices] = (sums / content.response.sum(-1)).cpu()
+        plain = _log_probabilities(model, ids, mask, content.response)
+        for number, one in enumerate(plans):
+            with one.active(), forward_pass(content):
+                steered = _log_probabilities(model, ids, mask, content.response)
+            divergence = (steered.exp() * (steered - plain)).sum(-1)
+            sums = torch.zeros(len(batch), device=row.device).index_add_(0, row, divergence)
+            means[number, indices] = (sums / content.response.sum(-1)).cpu()
     return means
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -185,19 +186,44 @@ def cap(
     *,
     floor: float = -math.inf,
     ceiling: float = math.inf,
+    percentiles_of: Float[Tensor, "sample layer d_model"] | None = None,
     strength: float = 1.0,
     where: Where = "response",
 ) -> Intervention:
     """Keep the projection <h, u> between a floor and a ceiling (activation capping, arXiv 2601.10387).
 
+    Args:
+        percentiles_of: residuals of a calibration run, for instance `run.neutral`; floor and ceiling are then percentiles (0-100)
+            of their projections. Means over answers vary less than single tokens: a cap from them is the tighter one.
+
     Raises:
-        SteeringError: neither bound given, or the floor above the ceiling.
+        SteeringError: neither bound given, the floor above the ceiling, a percentile outside 0-100, calibration of another shape.
     """
+    if percentiles_of is not None:
+        floor, ceiling = _percentiles(vectors, layer, floor, ceiling, percentiles_of)
     if math.isinf(floor) and math.isinf(ceiling):
         raise SteeringError(f"cap {vectors.trait}: give a floor, a ceiling or both")
     if floor > ceiling:
         raise SteeringError(f"cap {vectors.trait}: the floor {floor:g} lies above the ceiling {ceiling:g}")
     return _of(vectors, layer, Band(float(floor), float(ceiling), _share(strength)), "cap", where)
+
+
+def _percentiles(
+    vectors: PersonaVectors, layer: int, floor: float, ceiling: float, residuals: Float[Tensor, "sample layer d_model"]
+) -> tuple[float, float]:
+    """Bounds as projections: the given percentiles of the residuals' projections; a bound not given stays open."""
+    for share, what in ((floor, "floor"), (ceiling, "ceiling")):
+        if math.isfinite(share) and not 0.0 <= share <= 100.0:
+            raise SteeringError(f"cap {vectors.trait}: the {what} is the percentile {share:g}, percentiles lie in 0-100")
+    if residuals.ndim != 3 or residuals.shape[1:] != vectors.directions.shape or not len(residuals):
+        raise SteeringError(
+            f"cap {vectors.trait}: the calibration has shape {tuple(residuals.shape)}, the vectors need [sample, "
+            f"{', '.join(map(str, vectors.directions.shape))}] with at least one sample"
+        )
+    at = _of(vectors, layer, Add(1.0), "cap", "response").direction.double()
+    projections = (residuals[:, layer].double() @ (at / at.norm())).numpy()
+    low, high = (float(np.percentile(projections, x)) if math.isfinite(x) else x for x in (floor, ceiling))
+    return low, high
 
 
 def rotate(vectors: PersonaVectors, layer: int, degrees: float, *, where: Where = "response") -> Intervention:

@@ -31,7 +31,8 @@ def test_degenerate_answers_are_counted() -> None:
             rollout("I", "length"),
         ]
     )
-    assert (found.answers, found.empty, found.repetitive, found.cut_off) == (4, 0.25, 0.25, 0.25)
+    assert (found.answers, found.empty, found.repetitive, found.cut_off, found.any) == (4, 0.25, 0.25, 0.25, 0.75)
+    assert degeneracy([rollout("", "length")]).any == 1.0
     assert repetition("one two three four five six") == 0.0
     assert repetition("a b c d a b c d") == pytest.approx(1 / 5)
     with pytest.raises(ValueError, match="at least one answer"):

@@ -8,7 +8,14 @@ from persona_lens.errors import SteeringError
 from persona_lens.extraction import ExtractionRun
 from persona_lens.models import ChatModel
 from persona_lens.prompts import extraction_prompts
-from persona_lens.steering import add, calibrated_strength, next_token_divergence, relative_strength, residual_norms
+from persona_lens.steering import (
+    add,
+    calibrated_strength,
+    next_token_divergence,
+    next_token_divergences,
+    relative_strength,
+    residual_norms,
+)
 from persona_lens.traits import load_trait
 
 
@@ -38,6 +45,10 @@ def test_divergence_equals_a_plain_computation(pocket: ChatModel, small_run: Ext
     assert torch.equal(next_token_divergence(pocket, spans, add(v, layer, 0.0)), torch.zeros(len(spans)))
     together = next_token_divergence(pocket, spans, add(v, layer, 1.5), batch_tokens=1)
     assert torch.allclose(together, found, rtol=1e-4, atol=1e-6)
+    several = next_token_divergences(pocket, spans, [[], [add(v, layer, 1.5)], [add(v, 2, 1.0), add(v, 5, 1.0)]])
+    assert torch.equal(several[0], torch.zeros(len(spans)))
+    assert torch.equal(several[1], found)
+    assert torch.equal(several[2], next_token_divergence(pocket, spans, add(v, 2, 1.0), add(v, 5, 1.0)))
 
 
 def test_a_calibrated_strength_has_the_wanted_divergence(pocket: ChatModel, small_run: ExtractionRun, spans: list[Span]) -> None:

@@ -12,7 +12,7 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 from persona_lens.errors import SteeringError
-from persona_lens.steering import ablate, add, add_increments, cap, custom, rotate
+from persona_lens.steering import Band, ablate, add, add_increments, cap, custom, rotate
 from persona_lens.steering.bands import require_feasible, smallest_change
 from persona_lens.steering.interventions import Intervention, rotated
 from persona_lens.vectors import PersonaVectors
@@ -165,3 +165,27 @@ def test_an_intervention_says_what_it_does() -> None:
     mask = torch.ones(1, 2, dtype=torch.bool)
     assert str(replace(add(v, 0, 1.0), where=mask)).endswith("mask")
     assert isinstance(add(v, 0, 1.0), Intervention)
+
+
+def test_a_cap_at_percentiles_of_a_calibration_run() -> None:
+    v = vectors()
+    residuals = torch.randn(401, LAYERS, WIDTH, generator=torch.Generator().manual_seed(5))
+    projections = (residuals[:, 2].double() @ v.unit(2).double()).numpy()
+    one = cap(v, 2, floor=10.0, ceiling=75.0, percentiles_of=residuals)
+    assert isinstance(one.act, Band)
+    assert np.mean(projections < one.act.low) == pytest.approx(0.10, abs=0.003)
+    assert np.mean(projections > one.act.high) == pytest.approx(0.25, abs=0.003)
+    open_ended = cap(v, 2, ceiling=75.0, percentiles_of=residuals).act
+    assert isinstance(open_ended, Band)
+    assert (open_ended.low, open_ended.high) == (-math.inf, one.act.high)
+    for change, message in (
+        ({"ceiling": 101.0}, "percentile 101"),
+        ({"floor": -1.0}, "percentile -1"),
+        ({"floor": 60.0, "ceiling": 40.0}, "floor .* lies above the ceiling"),
+        ({"ceiling": 5.0, "percentiles_of": residuals[:, :2]}, "has shape"),
+        ({"ceiling": 5.0, "percentiles_of": residuals[:0]}, "at least one sample"),
+    ):
+        with pytest.raises(SteeringError, match=message):
+            cap(v, 2, **{"percentiles_of": residuals, **change})
+    with pytest.raises(SteeringError, match="layer 9 does not exist"):
+        cap(v, 9, ceiling=5.0, percentiles_of=residuals)
