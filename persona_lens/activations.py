@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from persona_lens.errors import ActivationError
-from persona_lens.models import ChatModel, Pass, forward_pass
+from persona_lens.models import ChatModel, Dialogue, Interval, Pass, earlier_tokens, forward_pass
 
 Pooling = Literal["response_mean", "prompt_mean", "prompt_last"]
 POOLINGS: Final[tuple[Pooling, ...]] = ("response_mean", "prompt_mean", "prompt_last")
@@ -22,14 +22,30 @@ DEFAULT_BATCH_TOKENS: Final = 8192
 
 @dataclass(frozen=True)
 class Span:
-    """One conversation as token ids, cut where the answer begins; `name` is what errors call it."""
+    """One conversation as token ids, cut where the answer begins; `name` is what errors call it.
+
+    `earlier` says where the earlier answers of a dialogue lie in the prompt.
+    """
 
     name: str
     prompt: tuple[int, ...]
     answer: tuple[int, ...]
+    earlier: tuple[Interval, ...] = ()
 
     def __len__(self) -> int:
         return len(self.prompt) + len(self.answer)
+
+
+def dialogue_span(name: str, conversation: Dialogue) -> Span:
+    """The span of a conversation that ends with an answer.
+
+    Raises:
+        ValueError: it does not.
+    """
+    *earlier, (start, stop) = conversation.answers or ((0, 0),)
+    if stop != len(conversation.ids) or not stop:
+        raise ValueError(f"{name}: the conversation does not end with an answer")
+    return Span(name, conversation.ids[:start], conversation.ids[start:], tuple(earlier))
 
 
 @dataclass(frozen=True)
@@ -68,7 +84,8 @@ def span_pass(spans: Sequence[Span], width: int, device: torch.device | str = "c
     position = torch.arange(width, device=device)
     prompt, total = (torch.tensor(n, device=device)[:, None] for n in ([len(s.prompt) for s in spans], [len(s) for s in spans]))
     real = position < total
-    return Pass(torch.arange(len(spans), device=device), real, position < prompt, real & (position >= prompt - 1))
+    earlier = earlier_tokens([s.earlier for s in spans], [0] * len(spans), width, device)
+    return Pass(torch.arange(len(spans), device=device), real, position < prompt, real & (position >= prompt - 1), earlier)
 
 
 def pooling_weights(spans: Sequence[Span], width: int) -> Float[Tensor, "batch pooling position"]:

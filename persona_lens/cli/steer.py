@@ -13,12 +13,16 @@ if TYPE_CHECKING:
 Vectors = Annotated[Path, typer.Argument(help="Run folder of an extraction, or a vectors.safetensors file.")]
 
 
+Pooling = Annotated[str, typer.Option(help="response_mean, prompt_mean or prompt_last; the latter two need a run folder.")]
+
+
 def steer(
     vectors: Vectors,
     question: Annotated[list[str], typer.Argument(help="What to ask; quote each question.")],
     layer: Annotated[int | None, typer.Option(help="Default: the layer of highest reliability.")] = None,
     strength: Annotated[float, typer.Option(help="Coefficient on the raw vector.")] = 1.5,
-    where: Annotated[str, typer.Option(help="everywhere, prompt or response.")] = "response",
+    where: Annotated[str, typer.Option(help="everywhere, prompt, response, or responses (of every turn).")] = "response",
+    pooling: Pooling = "response_mean",
     system: Annotated[str | None, typer.Option(help="System prompt.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 200,
     model: Model = "pocket",
@@ -33,7 +37,7 @@ def steer(
     from persona_lens.models import load_model
     from persona_lens.steering import add, plan
 
-    v = vectors_of(vectors)
+    v = vectors_of(vectors, pooling)
     at = v.best_layer if layer is None else layer
     chat_model = load_model(model, device=device)
     plans = {s: plan(chat_model, add(v, at, s, where=where)) for s in (0.0, strength, -strength)}
@@ -52,16 +56,24 @@ def steer(
     emit({"trait": v.trait, "layer": at, "answers": records}, "\n".join(lines), as_json)
 
 
-def vectors_of(path: Path) -> "PersonaVectors":
-    """Vectors of a run folder or a file.
+def vectors_of(path: Path, pooling: str = "response_mean") -> "PersonaVectors":
+    """Vectors of a run folder, by any pooling, or of a file.
 
     Raises:
-        RunFolderError: neither.
+        RunFolderError: neither a run folder nor a file of vectors.
+        UnknownNameError: no such pooling, or a file that holds another one.
     """
+    from persona_lens.errors import UnknownNameError
     from persona_lens.extraction import load_run
     from persona_lens.vectors import PersonaVectors
 
-    return load_run(path).vectors if path.is_dir() or not path.exists() else PersonaVectors.load(path)
+    if path.is_dir() or not path.exists():
+        run = load_run(path)
+        return run.vectors if pooling == run.vectors.pooling else run.vectors_for(pooling)
+    vectors = PersonaVectors.load(path)
+    if pooling not in ("response_mean", vectors.pooling):
+        raise UnknownNameError(f"pooling in {path}", pooling, [vectors.pooling])
+    return vectors
 
 
 def _printable(text: str) -> str:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from persona_lens.cli.options import Device, Json, Model, Out, Seed, emit
-from persona_lens.cli.steer import Vectors, vectors_of
+from persona_lens.cli.steer import Pooling, Vectors, vectors_of
 
 if TYPE_CHECKING:
     from persona_lens.sweeps import Capability, Sweep, Target
@@ -20,7 +20,8 @@ def sweep(
     report_samples: Annotated[int, typer.Option(min=1, help="Answers per question at the chosen cell and its baselines.")] = 20,
     random_directions: Annotated[int, typer.Option(min=0, help="Random directions of the same norm.")] = 20,
     polarity: Annotated[str, typer.Option(help='"neutral", or "positive" to steer against the positive prompts.')] = "neutral",
-    where: Annotated[str, typer.Option(help="everywhere, prompt or response.")] = "response",
+    where: Annotated[str, typer.Option(help="everywhere, prompt, response, or responses (of every turn).")] = "response",
+    pooling: Pooling = "response_mean",
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 300,
     tasks: Annotated[
         str, typer.Option(help="Capability at the chosen cell: tasks of lm-evaluation-harness, such as mmlu (extra eval).")
@@ -59,7 +60,7 @@ def sweep(
     doses = [_number(x.strip()) for x in strengths.split(",")]
     found = run_sweep(
         load_model(model, device=device),
-        vectors_of(vectors),
+        vectors_of(vectors, pooling),
         layers=chosen,
         strengths=doses,
         capability=_capability(tasks, task_limit, seed),

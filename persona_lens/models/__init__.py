@@ -1,20 +1,25 @@
 """The hooked chat model: a Hugging Face chat model in a TransformerLens bridge, with exact token spans and seeded sampling."""
 
 from persona_lens.models.chat_model import ChatModel, Message
+from persona_lens.models.dialogue import Dialogue, Interval, dialogue
 from persona_lens.models.fingerprint import Fingerprint
 from persona_lens.models.generation import EndReason, Generated, Sampling, generate_tokens, uniforms
 from persona_lens.models.loading import load_model
-from persona_lens.models.passes import Pass, current_pass, forward_pass, row_aware
+from persona_lens.models.passes import Pass, current_pass, earlier_tokens, forward_pass, row_aware
 
 __all__ = [
     "ChatModel",
+    "Dialogue",
     "EndReason",
     "Fingerprint",
     "Generated",
+    "Interval",
     "Message",
     "Pass",
     "Sampling",
     "current_pass",
+    "dialogue",
+    "earlier_tokens",
     "forward_pass",
     "generate_tokens",
     "load_model",

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from persona_lens.models.dialogue import Interval, dialogue
 from persona_lens.models.fingerprint import Fingerprint
 from persona_lens.models.generation import Sampling, generate_tokens, uniforms
 
@@ -90,9 +91,9 @@ class ChatModel:
         """Hooks that are active inside the context and undone after it, also after an exception."""
         return self.bridge.hooks(fwd_hooks=list(hooks))
 
-    def render(self, messages: Sequence[Message]) -> list[int]:
-        """Token ids of a conversation up to the point where the answer begins."""
-        return rendered_ids(self.tokenizer, messages)
+    def render(self, messages: Sequence[Message], *, answered: bool = False) -> list[int]:
+        """Token ids of a conversation up to the point where the answer begins; with `answered`, of one that ends with an answer."""
+        return rendered_ids(self.tokenizer, messages, answered=answered)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         return cast(str, self.tokenizer.decode(list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
@@ -109,9 +110,11 @@ class ChatModel:
     ) -> list[str]:
         """`n` answers to a user message, a conversation, or the token ids of a rendered one."""
         ids = self._ids(prompt)
+        earlier = self._earlier(prompt)
         sampling = Sampling(max_new_tokens, temperature, top_p)
         draws = np.stack([uniforms(seed, f"generate#{i}", max_new_tokens) for i in range(n)])
-        return [self.decode(g.token_ids) for g in generate_tokens(self, [ids] * n, draws, sampling)]
+        found = generate_tokens(self, [ids] * n, draws, sampling, earlier=None if earlier is None else [earlier] * n)
+        return [self.decode(g.token_ids) for g in found]
 
     def chat(self, message: str | Sequence[Message], *, system: str | None = None, **options: Any) -> str:
         """One answer. `options` are those of `generate`."""
@@ -129,14 +132,25 @@ class ChatModel:
             return list(cast(Sequence[int], prompt))
         return self.render(cast(Sequence[Message], prompt))
 
+    def _earlier(self, prompt: str | Sequence[Message] | Sequence[int]) -> tuple[Interval, ...] | None:
+        """Where the earlier answers lie in the rendered prompt; None where that cannot be told (steering them is refused then)."""
+        if isinstance(prompt, str):
+            return ()
+        if isinstance(prompt[0], int):
+            return None
+        try:
+            return dialogue(self, cast(Sequence[Message], prompt)).answers
+        except ValueError:
+            return None
 
-def rendered_ids(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message]) -> list[int]:
+
+def rendered_ids(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message], *, answered: bool = False) -> list[int]:
     """Token ids of a conversation by the tokenizer's chat template, up to the point where the answer begins.
 
     Templates that show a date are given a fixed one: the same conversation has the same ids on every day.
     """
     conversation = [dict(m) for m in messages]
     rendered = tokenizer.apply_chat_template(
-        conversation, tokenize=True, add_generation_prompt=True, return_dict=True, date_string=TEMPLATE_DATE
+        conversation, tokenize=True, add_generation_prompt=not answered, return_dict=True, date_string=TEMPLATE_DATE
     )
     return list(cast(Mapping[str, list[int]], rendered)["input_ids"])

@@ -16,7 +16,8 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from persona_lens.errors import ActivationError
-from persona_lens.models.passes import Pass, forward_pass, prefill_key
+from persona_lens.models.dialogue import Interval
+from persona_lens.models.passes import Pass, earlier_tokens, forward_pass, prefill_key
 
 if TYPE_CHECKING:
     from persona_lens.models.chat_model import ChatModel
@@ -121,6 +122,7 @@ def generate_tokens(
     sampling: Sampling,
     *,
     row_ids: Sequence[int] | None = None,
+    earlier: Sequence[Sequence[Interval]] | None = None,
 ) -> list[Generated]:
     """Sample one answer per prompt row, all rows in one batch.
 
@@ -130,6 +132,7 @@ def generate_tokens(
         prompts: token ids up to the answer, one per row; at least one token each.
         draws: uniform numbers, at least `sampling.max_new_tokens` per row.
         row_ids: what the rows are called in `Pass.rows`, where rows are steered apart; default 0, 1, 2 ...
+        earlier: where the earlier answers of a dialogue lie in each prompt; default: not known.
 
     Raises:
         ValueError: prompt and answer would not fit into the model's context.
@@ -142,7 +145,7 @@ def generate_tokens(
             f"tokens of {model.name}: shorten the conversation or lower max_new_tokens"
         )
     names = torch.tensor(list(row_ids) if row_ids is not None else list(range(len(prompts))), device=model.device)
-    cache, mask = _shared_prefill(model, prompts, names)
+    cache, mask = _shared_prefill(model, prompts, names, earlier)
     stream = torch.from_numpy(draws).to(model.device)
     stops = torch.tensor(model.stop_ids, device=model.device)
     answers: list[list[int]] = [[] for _ in prompts]
@@ -169,7 +172,10 @@ def generate_tokens(
 
 
 def _shared_prefill(
-    model: "ChatModel", prompts: Sequence[Sequence[int]], names: Int[Tensor, " batch"]
+    model: "ChatModel",
+    prompts: Sequence[Sequence[int]],
+    names: Int[Tensor, " batch"],
+    earlier: Sequence[Sequence[Interval]] | None,
 ) -> tuple[DynamicCache, Int[Tensor, "batch position"]]:
     """Cache of all prompt tokens but the last, computed once per distinct prompt (and steering of it), and its mask, per row."""
     keys = [(tuple(p[:-1]), prefill_key(name)) for p, name in zip(prompts, names.tolist(), strict=True)]
@@ -183,7 +189,12 @@ def _shared_prefill(
     if ids.shape[1]:
         real = mask.bool()
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
-        with forward_pass(Pass(names[list(first.values())], real, real, torch.zeros_like(real))):
+        rows = list(first.values())
+        before = None
+        if earlier is not None:
+            offsets = [ids.shape[1] - len(prompts[row]) + 1 for row in rows]
+            before = earlier_tokens([earlier[row] for row in rows], offsets, ids.shape[1], model.device)
+        with forward_pass(Pass(names[rows], real, real, torch.zeros_like(real), before)):
             model.hf(ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1)
         cache.batch_select_indices(owner)
     return cache, mask[owner]
@@ -200,7 +211,7 @@ def _decode(
 ) -> Float[Tensor, "batch vocab"]:
     """Logits after one more token per row."""
     yes = torch.ones(len(tokens), 1, dtype=torch.bool, device=tokens.device)
-    with forward_pass(Pass(names, yes, yes if last_of_prompt else ~yes, yes)):
+    with forward_pass(Pass(names, yes, yes if last_of_prompt else ~yes, yes, ~yes)):
         output = model.hf(
             tokens[:, None],
             attention_mask=mask,

@@ -2,17 +2,20 @@
 
 Hooks see a residual and nothing else. Whoever runs the model says here what the pass holds, so that steering can touch the
 right tokens of the right rows under padding, key-value cache and shared prefills. `response` is true where the next token
-belongs to the answer: the last prompt token and every answer token.
+belongs to the answer: the last prompt token and every answer token; `earlier` is the same for the earlier answers of a dialogue.
 """
 
-from collections.abc import Generator, Hashable
+from collections.abc import Generator, Hashable, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
+
+from persona_lens.models.dialogue import Interval
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,6 +26,18 @@ class Pass:
     real: Bool[Tensor, "batch position"]
     prompt: Bool[Tensor, "batch position"]
     response: Bool[Tensor, "batch position"]
+    earlier: Bool[Tensor, "batch position"] | None = None  # None where earlier answers are not told apart
+
+
+def earlier_tokens(
+    earlier: Sequence[Sequence[Interval]], offsets: Sequence[int], width: int, device: torch.device | str
+) -> Bool[Tensor, "batch position"]:
+    """The tokens that earlier answers are sampled from: each one's last prompt token and its own, shifted by padding."""
+    found = torch.zeros(len(earlier), width, dtype=torch.bool)
+    for row, (intervals, offset) in enumerate(zip(earlier, offsets, strict=True)):
+        for start, stop in intervals:
+            found[row, offset + start - 1 : offset + stop] = True
+    return found.to(device)
 
 
 @runtime_checkable

@@ -37,7 +37,7 @@ def sample(
         for start in range(0, len(order), batch_rows):
             batch = order[start : start + batch_rows]
             draws = np.stack([uniforms(seed, _key(rows[i]), sampling.max_new_tokens) for i in batch])
-            answers = generate_tokens(model, [ids[i] for i in batch], draws, sampling, row_ids=batch)
+            answers = generate_tokens(model, [ids[i] for i in batch], draws, sampling, row_ids=batch, earlier=[()] * len(batch))
             for i, answer in zip(batch, answers, strict=True):
                 prompt, number = rows[i]
                 rollouts[i] = Rollout(

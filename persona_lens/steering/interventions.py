@@ -18,7 +18,7 @@ from torch import Tensor
 from persona_lens.errors import SteeringError
 from persona_lens.vectors import PersonaVectors, hook_name
 
-WHERES: Final = ("everywhere", "prompt", "response")
+WHERES: Final = ("everywhere", "prompt", "response", "responses")  # the last answer, or every answer of a dialogue
 Where = str | Bool[Tensor, "batch position"]  # one of WHERES, or a mask of your own
 
 

@@ -44,9 +44,18 @@ def persona_with(rng: random.Random, trait: str) -> Persona:
     return persona_of(table[rng.randrange(len(table))])
 
 
+def fitting(model: ChatModel, conversation: Conversation) -> Conversation:
+    """The conversation without its oldest exchanges, as far as its answer would not fit into the context."""
+    head = [m for m in conversation[:1] if m["role"] == "system"]
+    turns = conversation[len(head) :]
+    while model.context and len(model.render([*head, *turns])) + ANSWER.max_new_tokens > model.context:
+        turns = turns[2:]
+    return [*head, *turns]
+
+
 def reply(model: ChatModel, conversations: Sequence[Conversation], key: str, *interventions: Intervention) -> list[str]:
     """One sampled answer per conversation; those of like length are decoded together."""
-    ids = [model.render(c) for c in conversations]
+    ids = [model.render(fitting(model, c)) for c in conversations]
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
     answers = [""] * len(ids)
     with steer(model, *interventions):
@@ -69,7 +78,7 @@ def profile(model: ChatModel, *interventions: Intervention, n: int = 160) -> dic
 
 
 def many_shot(model: ChatModel, shots: int, n: int = 40) -> dict[str, float]:
-    """Mean score per trait after `shots` answers of a persona with that trait, without a system prompt."""
+    """Mean score per trait after up to `shots` answers (as many as fit) of a persona with it, without a system prompt."""
     found: dict[str, float] = {}
     for trait in TRAITS:
         rng = random.Random(f"probe/many-shot/{trait}")

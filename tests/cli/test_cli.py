@@ -206,6 +206,10 @@ def test_steering_shows_the_answers_side_by_side(small_run: ExtractionRun) -> No
     assert len(set(answers.values())) == 3
     file = runner.invoke(app, ["steer", str(small_run.path / "vectors.safetensors"), *arguments[2:], "--json"])
     assert json.loads(file.output) == record
+    last = runner.invoke(app, [*arguments, "--pooling", "prompt_last", "--json"])
+    others = {a["strength"]: a["answer"] for a in json.loads(last.output)["answers"]}
+    assert others[0.0] == answers[0.0]
+    assert others[2.0] != answers[2.0]
 
 
 def test_a_sweep_is_run_reported_and_reopened(small_run: ExtractionRun, tmp_path: Path) -> None:
@@ -220,6 +224,20 @@ def test_a_sweep_is_run_reported_and_reopened(small_run: ExtractionRun, tmp_path
     (tmp_path / "s" / "report.html").unlink()
     assert runner.invoke(app, ["report", str(tmp_path / "s")]).exit_code == 0
     assert (tmp_path / "s" / "report.html").read_text() == page
+    for name in ("heat_map", "profile", "dose_response"):
+        assert (tmp_path / "s" / "figures" / f"{name}.png").stat().st_size > 5000
+
+
+def test_a_sweep_of_another_pooling_measures_capability(small_run: ExtractionRun, tmp_path: Path) -> None:
+    pytest.importorskip("lm_eval")
+    few = ["--samples", "1", "--report-samples", "1", "--random-directions", "0", "--max-new-tokens", "8"]
+    what = ["--pooling", "prompt_last", "--tasks", "pocket_choice", "--task-limit", "3", "--layers", "5", "--strengths", "1.5"]
+    result = runner.invoke(app, ["sweep", str(small_run.path), *what, *few, "--out", str(tmp_path / "s"), "--json"])
+    assert result.exit_code == 0, result.output
+    assert json.loads((tmp_path / "s" / "run.json").read_text())["arguments"]["pooling"] == "prompt_last"
+    measured = json.loads((tmp_path / "s" / "sweep.json").read_text())["report"]["capability"]
+    assert set(measured) == {"unsteered", "steered"}
+    assert 0.0 <= measured["unsteered"]["pocket_choice"]["acc"] <= 1.0
 
 
 @pytest.mark.parametrize(
@@ -233,10 +251,13 @@ def test_a_sweep_is_run_reported_and_reopened(small_run: ExtractionRun, tmp_path
         (["steer", "RUN", "Hello.", "--layer", "9"], "layer 9 does not exist"),
         (["steer", "RUN", "Hello.", "--where", "here"], "where='here' is unknown"),
         (["steer", "RUN", "Hello.", "--strength", "nan"], "strength is not a number"),
+        (["steer", "RUN", "Hello.", "--pooling", "prompt"], "unknown pooling 'prompt'"),
+        (["steer", "FILE", "Hello.", "--pooling", "prompt_last"], "unknown pooling in"),
     ],
 )
 def test_bad_steering_is_one_clear_line(small_run: ExtractionRun, tmp_path: Path, arguments: list[str], message: str) -> None:
-    done = run(*[str(small_run.path) if a == "RUN" else a for a in arguments], cwd=tmp_path)
+    places = {"RUN": str(small_run.path), "FILE": str(small_run.path / "vectors.safetensors")}
+    done = run(*[places.get(a, a) for a in arguments], cwd=tmp_path)
     assert done.returncode == 2
     assert message in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
