@@ -31,7 +31,7 @@ from persona_lens.steering import Intervention, add, row_plan, steer
 from persona_lens.vectors import PersonaVectors
 
 SAMPLING: Final = Sampling(max_new_tokens=200)
-STRENGTHS: Final = (0.75, 1.0, 1.5, 2.0, 2.5)
+STRENGTHS: Final = (0.75, 1.0, 1.25, 1.5, 1.75, 2.0, 2.25, 2.5)
 COHERENCE_FLOOR: Final = 85.0
 
 

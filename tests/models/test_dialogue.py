@@ -11,7 +11,7 @@ from persona_lens.activations import dialogue_span, pool, right_pad, span_pass
 from persona_lens.errors import SteeringError
 from persona_lens.extraction import ExtractionRun
 from persona_lens.models import ChatModel, Dialogue, Sampling, dialogue, forward_pass, generate_tokens
-from persona_lens.steering import add, steer
+from persona_lens.steering import Intervention, ablate, add, steer
 
 TURNS = [
     {"role": "system", "content": "You are extremely polite."},
@@ -60,27 +60,32 @@ def touched(pocket: ChatModel, found: Dialogue) -> torch.Tensor:
     return mask
 
 
-def test_steering_responses_touches_every_answer_of_a_full_pass(pocket: ChatModel, small_run: ExtractionRun) -> None:
+@pytest.mark.parametrize("kind", ["add", "ablate"])
+def test_steering_responses_touches_every_answer_of_a_full_pass(pocket: ChatModel, small_run: ExtractionRun, kind: str) -> None:
     v, layer = small_run.vectors, 4
+
+    def change(where: str | torch.Tensor = "response") -> Intervention:
+        return add(v, layer, 2.0, where=where) if kind == "add" else ablate(v, layer, to=9.0, where=where)
+
     conversations = [dialogue(pocket, [*TURNS, ANSWER]), dialogue(pocket, [*TURNS[3:], ANSWER]), dialogue(pocket, TURNS[1:3])]
     spans = [dialogue_span(str(i), c) for i, c in enumerate(conversations)]
     ids, mask = right_pad(spans, pocket.pad_id)
     content = forward_pass(span_pass(spans, ids.shape[1]))
-    with torch.inference_mode(), steer(pocket, add(v, layer, 2.0, where="responses")) as plan, content:
+    with torch.inference_mode(), steer(pocket, change("responses")) as plan, content:
         together = pocket.hf(ids, attention_mask=mask, use_cache=False).logits
     assert plan.receipt.tokens == {layer: sum(b - a + 1 for c in conversations for a, b in c.answers)}
     for row, found in enumerate(conversations):
-        with torch.inference_mode(), steer(pocket, add(v, layer, 2.0, where=touched(pocket, found))):
+        with torch.inference_mode(), steer(pocket, change(touched(pocket, found))):
             alone = pocket.hf(torch.tensor([found.ids]), use_cache=False).logits
         assert torch.allclose(together[row, : len(found.ids)], alone[0], atol=2e-4)
     pooled = torch.zeros(3, 3, pocket.n_layers, pocket.d_model)
-    with steer(pocket, add(v, layer, 2.0, where="responses")):
+    with steer(pocket, change("responses")):
         for part in pool(pocket, spans):
             pooled[list(part.indices)] = part.values
-    for only, change in ((0, False), (2, True)):
-        with steer(pocket, add(v, layer, 2.0)):
+    for only, same in ((0, False), (2, True)):
+        with steer(pocket, change()):
             [last] = pool(pocket, [spans[only]])
-        assert torch.allclose(last.values[0], pooled[only], atol=1e-4) == change
+        assert torch.allclose(last.values[0], pooled[only], atol=1e-4) == same
 
 
 def test_steering_responses_while_answering(pocket: ChatModel, small_run: ExtractionRun) -> None:
