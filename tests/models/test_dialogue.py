@@ -115,7 +115,7 @@ def test_steering_responses_while_answering(pocket: ChatModel, small_run: Extrac
 def test_dialogues_of_one_batch_are_steered_as_each_alone(pocket: ChatModel, small_run: ExtractionRun) -> None:
     conversations = [dialogue(pocket, TURNS), dialogue(pocket, TURNS[1:4]), dialogue(pocket, TURNS[1:2])]
     draws = np.random.default_rng(0).random((3, 40))
-    with steer(pocket, add(small_run.vectors, 4, 2.0, where="responses")):
+    with steer(pocket, add(small_run.vectors, 4, 6.0, where="responses")):
         together = generate_tokens(
             pocket, [c.ids for c in conversations], draws, Sampling(40), earlier=[c.answers for c in conversations]
         )
@@ -124,7 +124,7 @@ def test_dialogues_of_one_batch_are_steered_as_each_alone(pocket: ChatModel, sma
             for i, c in enumerate(conversations)
         ]
     assert together == alone
-    with steer(pocket, add(small_run.vectors, 4, 2.0)):
+    with steer(pocket, add(small_run.vectors, 4, 6.0)):
         last = generate_tokens(pocket, [c.ids for c in conversations], draws, Sampling(40))
     assert last[2] == together[2]
     assert last[0] != together[0]
