@@ -254,7 +254,7 @@ def test_a_full_pass_without_spans_is_refused_unless_everything_is_meant(pocket:
 def test_contexts_nest_and_are_undone_after_exceptions(pocket: ChatModel) -> None:
     v, rows = vectors(pocket), [(p, 0) for p in prompts(2)]
     plain = sample(pocket, rows, SAMPLING)
-    both = [add(v, 3, 4.0), add(v, 3, 2.0)]
+    both = [add(v, 7, 4.0), add(v, 7, 2.0)]
     with steer(pocket, *both):
         summed = sample(pocket, rows, SAMPLING)
     with steer(pocket, both[0]), steer(pocket, both[1]):
