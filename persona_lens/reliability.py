@@ -150,7 +150,11 @@ def assess(differences: Float[np.ndarray, "question layer d_model"], *, seed: in
 
 
 def mean_interval(values: Float[np.ndarray, " unit"]) -> tuple[float, tuple[float, float]]:
-    """Mean and 95 % interval by Student's t over independent units."""
+    """Mean and 95 % interval by Student's t over independent units.
+
+    Calibrated for ten or more units of moderate skew (92-98 % coverage in the tests). Where a quarter of the questions carries the
+    whole effect, ten questions give about 92 % and six about 83 %.
+    """
     mean = float(values.mean())
     half = (
         float(student_t.ppf(0.975, len(values) - 1)) * float(values.std(ddof=1)) / np.sqrt(len(values))
