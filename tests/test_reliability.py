@@ -320,7 +320,7 @@ def test_the_interval_of_a_mean_covers_it(kind: str, units: int) -> None:
 
 
 def test_where_few_questions_carry_the_effect_the_interval_is_too_narrow() -> None:
-    """A known bias: with one question in four carrying the whole effect, ten questions give about 92 of 100, six about 83."""
+    """A known bias: with one question in four carrying the whole effect, ten questions give about 93 of 100, six about 82."""
     rng = np.random.default_rng(0)
 
     def coverage(units: int) -> float:
