@@ -84,7 +84,10 @@ def span_pass(spans: Sequence[Span], width: int, device: torch.device | str = "c
     position = torch.arange(width, device=device)
     prompt, total = (torch.tensor(n, device=device)[:, None] for n in ([len(s.prompt) for s in spans], [len(s) for s in spans]))
     real = position < total
-    earlier = earlier_tokens([s.earlier for s in spans], [0] * len(spans), width, device)
+
+    def earlier() -> Tensor:
+        return earlier_tokens([s.earlier for s in spans], [0] * len(spans), width, device)
+
     return Pass(torch.arange(len(spans), device=device), real, position < prompt, real & (position >= prompt - 1), earlier)
 
 

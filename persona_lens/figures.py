@@ -124,22 +124,29 @@ def sweep_heat_map(sweep: Sweep) -> "Figure":
 
 
 def sweep_profile(sweep: Sweep) -> "Figure":
-    """By layer: the furthest coherent score (the paper's criterion for choosing a layer), beside the vector's reliability."""
-    figure, (ax,) = _figure(1, width=6.4)
+    """By layer: the furthest coherent score (the paper's criterion for choosing a layer), beside the vector's reliability.
+
+    A description over all questions: the strength shown is the best on the same answers. The unbiased figure is in the report.
+    """
+    figure, (ax,) = _figure(1, width=max(6.4, 0.36 * len(sweep.targets)))
     names, at = [str(t) for t in sweep.targets], np.arange(len(sweep.targets))
     toward = np.sign(sweep.strengths)  # negative strengths reach furthest where the score is lowest
     effect = (sweep.score - sweep.record["unsteered"]) * toward
-    coherent = np.where(sweep.coherence >= sweep.record["coherence_floor"], effect, -np.inf)
+    coherent = np.where((sweep.coherence >= sweep.record["coherence_floor"]) & np.isfinite(effect), effect, -np.inf)
     best = coherent.argmax(1)
     reached = np.where(np.isfinite(coherent.max(1)), sweep.score[at, best], np.nan)
-    bars = ax.bar(at, np.nan_to_num(reached), color=POSITIVE, alpha=0.75, label=f"furthest {sweep.trait} score while coherent")
-    for bar, column, value in zip(bars, best, reached, strict=True):
-        text = "incoherent" if np.isnan(value) else f"at {sweep.strengths[column]:g}"
-        ax.text(bar.get_x() + bar.get_width() / 2, np.nan_to_num(value) + 1, text, ha="center", fontsize=7, color=NEUTRAL)
+    ax.bar(at, reached, color=POSITIVE, alpha=0.75, label=f"furthest {sweep.trait} score while coherent")
+    for x, column, value in zip(at, best, reached, strict=True):
+        text = "never coherent" if np.isnan(value) else f"at {sweep.strengths[column]:g}"
+        ax.text(x, 2, text, ha="center", va="bottom", rotation=90, fontsize=7, color="black")
     ax.axhline(sweep.record["unsteered"], color=NEUTRAL, lw=0.9, label="unsteered")
     ax.plot(at, 100 * sweep.reliability, "o-", color=NEGATIVE, label="reliability of the vector x 100")
-    ax.set_xticks(at, names)
-    ax.set(xlabel="layer (blocks.{l}.hook_resid_post)", ylabel="score (0-100)", ylim=(0, 108))
+    ax.set_xticks(at, names, rotation=90 if max(map(len, names)) > 3 else 0)
+    ax.set(
+        xlabel="layer (blocks.{l}.hook_resid_post)",
+        ylabel="score (0-100)",
+        ylim=(min(0.0, float(np.nanmin(100 * sweep.reliability, initial=0.0))), 108),
+    )
     ax.legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
     return figure
 

@@ -149,6 +149,17 @@ def assess(differences: Float[np.ndarray, "question layer d_model"], *, seed: in
     )
 
 
+def shared_baseline_interval(effects: Float[np.ndarray, "direction question"]) -> tuple[float, tuple[float, float]]:
+    """Mean effect of several directions that were all compared with the same unsteered answers, and its 95 % interval.
+
+    The directions' means share the error of those answers, which shows in the variation over questions: both variations add up.
+    """
+    mean, over_questions = mean_interval(effects.mean(0))
+    _, over_directions = mean_interval(effects.mean(1))
+    half = float(np.hypot(over_questions[1] - mean, over_directions[1] - mean))
+    return mean, (mean - half, mean + half)
+
+
 def mean_interval(values: Float[np.ndarray, " unit"]) -> tuple[float, tuple[float, float]]:
     """Mean and 95 % interval by Student's t over independent units.
 

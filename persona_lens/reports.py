@@ -112,8 +112,10 @@ def _sweep_page(found: Sweep, images: dict[str, bytes]) -> str:
         for target, score, coherence in zip(found.targets, found.score, found.coherence, strict=True)
     ]
     damage = [
-        (target, *(f"{d:.2f} / {x:.0%}" for d, x in zip(divergence, degenerate, strict=True)))
-        for target, divergence, degenerate in zip(found.targets, found.divergence, found.degenerate, strict=True)
+        (target, *(f"{d:.2f} / {x:.0%} / {c:.0%}" for d, x, c in zip(divergence, degenerate, cut, strict=True)))
+        for target, divergence, degenerate, cut in zip(
+            found.targets, found.divergence, found.degenerate, found.cut_off, strict=True
+        )
     ]
     usable = ", ".join(f"{s:g}" for s in r.usable) or "none"
     parts = [
@@ -126,12 +128,13 @@ def _sweep_page(found: Sweep, images: dict[str, bytes]) -> str:
         "<p class='meta'>score / coherence; layers count blocks from 0 (blocks.{l}.hook_resid_post)</p>",
         _image(
             images["profile"],
-            "The layer that gets furthest while coherent (the paper's criterion), and where the vector is reliable.",
+            "The layer that gets furthest while coherent (the paper's criterion; all questions), and where the vector is reliable.",
         ),
         "<h2>Damage</h2>",
         _table(("layer", *(f"{s:g}" for s in found.strengths)), damage),
-        "<p class='meta'>mean KL divergence from the unsteered next-token distribution in nats / degenerate answers (empty, "
-        f"repeating themselves, never ending); unsteered {found.record['unsteered_degenerate']:.0%} degenerate</p>",
+        "<p class='meta'>mean KL divergence from the unsteered next-token distribution in nats / answers that are empty or repeat "
+        "themselves / answers that reached the length limit; unsteered "
+        f"{found.record['unsteered_degenerate']:.0%} / {found.record['unsteered_cut_off']:.0%}</p>",
         *_capability_table(r.capability),
         "<h2>Dose and response</h2>",
         _image(images["dose_response"], "At the chosen layer, with what stands beside it."),

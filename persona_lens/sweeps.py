@@ -6,7 +6,7 @@ directions of the same norm beside the steered ones (Chen et al. 2025, section 3
 """
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,13 +18,13 @@ from jaxtyping import Float
 
 from persona_lens.activations import Span
 from persona_lens.errors import RunFolderError, SteeringError
-from persona_lens.evaluation import degeneracy
+from persona_lens.evaluation import CapabilityTest, degeneracy
 from persona_lens.extraction.run import read_rollouts, read_scores
 from persona_lens.judges import Judge, Judged, Score, default_judge
 from persona_lens.models import ChatModel, Sampling
 from persona_lens.progress import Progress, progress_bars
 from persona_lens.prompts import Polarity, Prompt, evaluation_prompts
-from persona_lens.reliability import mean_interval
+from persona_lens.reliability import mean_interval, shared_baseline_interval
 from persona_lens.sampling import DEFAULT_BATCH_ROWS, Rollout, Row, sample
 from persona_lens.steering import Intervention, Where, add, add_increments, next_token_divergences, row_plan, steer
 from persona_lens.store import RunFolder, append_jsonl, read_json, read_jsonl, write_json
@@ -35,7 +35,6 @@ CHUNK_ROWS: Final = 1024
 INCREMENTS: Final = "increments"
 Target = int | Literal["increments"]
 CellKind = Literal["unsteered", "prompt", "steered", "random"]
-Capability = Callable[[ChatModel], Mapping[str, Mapping[str, float]]]  # task -> metric -> value, as `evaluation.capability` gives
 
 
 @dataclass(frozen=True)
@@ -106,7 +105,7 @@ class Report:
     Attributes:
         effect: mean over questions of steered - unsteered, with its interval (Student's t over questions).
         reversed_share: share of questions on which the effect goes the other way.
-        random_effect: mean over random directions of their mean effect, with its interval over directions; None without any.
+        random_effect: mean effect of the random directions, with an interval over questions and directions; None without any.
         usable: strengths at the chosen layer that stay coherent and reach 90 % of the chosen effect, on the choosing half.
     """
 
@@ -166,8 +165,13 @@ class Sweep:
 
     @property
     def degenerate(self) -> Float[np.ndarray, "target strength"]:
-        """Share of answers that are empty, repeat themselves or never end."""
+        """Share of answers that are empty or repeat themselves."""
         return np.array(self.record["degenerate"])
+
+    @property
+    def cut_off(self) -> Float[np.ndarray, "target strength"]:
+        """Share of answers that reached the length limit."""
+        return np.array(self.record["cut_off"])
 
     @property
     def reliability(self) -> Float[np.ndarray, " target"]:
@@ -191,7 +195,7 @@ def sweep(
     strengths: Sequence[float] = (0.5, 1.0, 1.5, 2.0, 2.5),
     trait: Trait | None = None,
     judge: Judge | None = None,
-    capability: Capability | None = None,
+    capability: CapabilityTest | None = None,
     out: str | Path | None = None,
     settings: SweepSettings | None = None,
     progress: Progress | None = None,
@@ -203,8 +207,7 @@ def sweep(
         strengths: coefficients on the raw vector; negative ones steer away from the trait.
         trait: default: the shipped trait of the vectors' name.
         judge: default: the oracle for the pocket model.
-        capability: what the model can do, measured unsteered and at the chosen cell, for instance
-            `lambda m: evaluation.capability(m, ["mmlu"])`.
+        capability: what the model can do, measured unsteered and at the chosen cell: `evaluation.capability_test(["mmlu"])`.
         out: run folder; default `runs/sweep-{model}-{trait}-seed{seed}`. An interrupted sweep in it goes on.
 
     Raises:
@@ -222,6 +225,8 @@ def sweep(
     for cell in grid:
         _interventions(cell, vectors, settings)
     arguments = _arguments(vectors, trait, judge, targets, strengths, settings)
+    if capability:
+        arguments["capability"] = capability.name
     path = Path(out) if out else Path("runs") / f"sweep-{Path(model.name).name}-{trait.name}-seed{settings.seed}"
     folder = RunFolder.open(path, command="sweep", arguments=arguments, model=model.fingerprint.as_dict())
     if (path / "sweep.json").exists():
@@ -256,8 +261,8 @@ def _arguments(
     strengths: Sequence[float],
     settings: SweepSettings,
 ) -> dict[str, Any]:
-    if not isinstance(settings.where, str):
-        raise SteeringError("a sweep steers everywhere, the prompt or the response: a mask belongs to one forward pass")
+    if settings.where not in ("everywhere", "prompt", "response"):
+        raise SteeringError("a sweep asks single questions and steers everywhere, the prompt or the response")
     digest = hashlib.sha256(vectors.directions.contiguous().numpy().tobytes()).hexdigest()[:16]
     content = hashlib.sha256(trait.model_dump_json(by_alias=True).encode()).hexdigest()[:16]
     chosen = {k: v for k, v in vars(settings).items() if k not in ("batch_rows", "sampling")}
@@ -312,7 +317,7 @@ class _Sweep:
     settings: SweepSettings
     folder: RunFolder
     progress: Progress
-    capability: Capability | None = None
+    capability: CapabilityTest | None = None
 
     def run(self, targets: list[Target], strengths: list[float], grid: list[Cell]) -> None:
         half = self._questions // 2
@@ -334,8 +339,10 @@ class _Sweep:
             "score": np.reshape([found[c].mean for c in grid], shape).round(4).tolist(),
             "coherence": np.reshape([found[c].mean_coherence for c in grid], shape).round(4).tolist(),
             "divergence": np.reshape(self._divergences(answers[Cell("unsteered")], grid), shape).round(5).tolist(),
-            "degenerate": np.reshape([checks[c].any for c in grid], shape).round(4).tolist(),
-            "unsteered_degenerate": round(checks[Cell("unsteered")].any, 4),
+            "degenerate": np.reshape([checks[c].degenerate for c in grid], shape).round(4).tolist(),
+            "unsteered_degenerate": round(checks[Cell("unsteered")].degenerate, 4),
+            "cut_off": np.reshape([checks[c].cut_off for c in grid], shape).round(4).tolist(),
+            "unsteered_cut_off": round(checks[Cell("unsteered")].cut_off, 4),
             "reliability": [None if t == INCREMENTS else round(float(self.vectors.reliability[int(t)]), 4) for t in targets],
             "coherence_floor": self.settings.coherence_floor,
             "unsteered": round(found[Cell("unsteered")].mean, 4),
@@ -409,14 +416,18 @@ class _Sweep:
             for r in unsteered
             if r.sample == 0 and r.token_ids
         ]
-        return next_token_divergences(self.model, spans, [self._made(c) for c in grid]).mean(-1).numpy()
+        return next_token_divergences(self.model, spans, [self._made(c) for c in grid]).double().mean(-1).numpy()
 
     def _capability(self, chosen: Cell) -> dict[str, Any]:
+        """Measured unsteered and at the chosen cell; each is kept as soon as it is there."""
         if self.capability is None:
             return {}
-        unsteered = self.capability(self.model)
-        with steer(self.model, *self._made(chosen)):
-            return {"unsteered": unsteered, "steered": self.capability(self.model)}
+        for state, cell in (("unsteered", Cell("unsteered")), ("steered", chosen)):
+            path = self.folder.path / f"capability-{state}.json"
+            if not path.exists():
+                with steer(self.model, *self._made(cell)):
+                    write_json(path, self.capability.measure(self.model))
+        return {state: read_json(self.folder.path / f"capability-{state}.json") for state in ("unsteered", "steered")}
 
     def _made(self, cell: Cell) -> list[Intervention]:
         if cell.kind != "random":
@@ -451,8 +462,11 @@ class _Sweep:
         effects = effects[np.isfinite(effects)]
         mean, interval = mean_interval(effects)
         direction = np.sign(mean) if mean else 1.0
-        random_effects = np.array([np.nanmean((found[c].trait - base.trait)[half]) for c in randoms])
-        random_mean, random_interval = mean_interval(random_effects) if len(randoms) > 1 else (None, None)
+        random_effects = np.array([(found[c].trait - base.trait)[half] for c in randoms])
+        random_mean, random_interval = None, None
+        if len(randoms) > 1:
+            scored = np.isfinite(random_effects).all(0)
+            random_mean, random_interval = shared_baseline_interval(random_effects[:, scored])
         return {
             "cell": vars(chosen),
             "score": steered.mean,

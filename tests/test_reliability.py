@@ -19,6 +19,7 @@ from persona_lens.reliability import (
     mean_interval,
     off_diagonal_mean,
     reestimated_reliability,
+    shared_baseline_interval,
     spearman_brown,
     split_half_reliability,
 )
@@ -333,3 +334,18 @@ def test_where_few_questions_carry_the_effect_the_interval_is_too_narrow() -> No
 
 def test_one_unit_has_no_interval() -> None:
     assert mean_interval(np.array([3.0])) == (3.0, (-np.inf, np.inf))
+
+
+@pytest.mark.parametrize(("spread", "low", "high"), [(0.0, 0.92, 0.98), (6.0, 0.92, 1.0)])
+def test_effects_against_one_baseline_share_its_error(spread: float, low: float, high: float) -> None:
+    """Twenty directions against one noisy baseline, no mean effect: directions taken as independent cover far too seldom."""
+    rng = np.random.default_rng(3)
+    shared, naive = [], []
+    for _ in range(1000):
+        baseline = rng.normal(0, 4, 10)
+        effects = rng.normal(0, spread, (20, 1)) + rng.normal(0, 4, (20, 10)) - baseline
+        for found, interval in ((shared, shared_baseline_interval(effects)[1]), (naive, mean_interval(effects.mean(1))[1])):
+            found.append(interval[0] <= 0.0 <= interval[1])
+    assert low <= np.mean(shared) <= high
+    assert spread or np.mean(naive) < 0.5
+    assert shared_baseline_interval(effects)[0] == pytest.approx(effects.mean())

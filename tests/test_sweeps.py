@@ -1,5 +1,6 @@
 """Sweeps: every cell is what steering alone gives, choices are made on one half and reported on the other, and resume is exact."""
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -10,13 +11,14 @@ import torch
 
 from persona_lens.activations import Span, span_pass
 from persona_lens.errors import RunFolderError, SteeringError
+from persona_lens.evaluation import CapabilityTest, degeneracy
 from persona_lens.extraction import ExtractionRun
 from persona_lens.figures import dose_response, plot, sweep_profile
 from persona_lens.judges import Judged, Score, oracle, scripted
 from persona_lens.models import ChatModel, Sampling, forward_pass
 from persona_lens.prompts import evaluation_prompts
 from persona_lens.reports import report
-from persona_lens.sampling import sample
+from persona_lens.sampling import Rollout, sample
 from persona_lens.steering import add, next_token_divergence, steer
 from persona_lens.store import read_jsonl
 from persona_lens.sweeps import INCREMENTS, Cell, Sweep, SweepSettings, random_vectors, sweep
@@ -78,8 +80,10 @@ def test_the_damage_is_measured_in_the_same_call(pocket: ChatModel, small_run: E
     assert (finished.divergence[:, 0] == 0).all()
     assert (finished.divergence[:, 1] > 0).all()
     cut = [r["end"] == "length" for r in records if r["cell"] == str(Cell("steered", 6, 1.5))]
-    assert finished.degenerate[1, 1] >= np.mean(cut) > 0
-    assert (finished.degenerate[:, 0] == finished.record["unsteered_degenerate"]).all()
+    assert finished.cut_off[1, 1] == pytest.approx(np.mean(cut), abs=1e-4)
+    assert (finished.cut_off[:, 0] == finished.record["unsteered_cut_off"]).all()
+    texts = [Rollout.from_dict(r) for r in records if r["cell"] == str(Cell("steered", 6, 1.5))]
+    assert finished.degenerate[1, 1] == pytest.approx(degeneracy(texts).degenerate, abs=1e-4)
     assert np.isnan(finished.reliability).tolist() == [False, False, True]
     assert finished.reliability[0] == pytest.approx(float(small_run.vectors.reliability[2]), abs=1e-4)
     assert finished.report.capability == {}
@@ -97,10 +101,18 @@ def test_capability_is_measured_unsteered_and_at_the_chosen_cell(
         return {"sums": {"acc": 0.5 / len(seen)}}
 
     settings = replace(SMALL, random_directions=0, sampling=Sampling(max_new_tokens=12))
-    found = sweep(pocket, small_run.vectors, layers=[6], strengths=[1.5], capability=skill, out=tmp_path / "s", settings=settings)
+    options = {"layers": [6], "strengths": [1.5], "out": tmp_path / "s", "settings": settings}
+    found = sweep(pocket, small_run.vectors, capability=CapabilityTest("sums", skill), **options)
     assert found.report.capability == {"unsteered": {"sums": {"acc": 0.5}}, "steered": {"sums": {"acc": 0.25}}}
     assert not torch.equal(seen[0], seen[1])
     assert "<td>0.500</td><td>0.250</td>" in report(found).read_text()
+    with pytest.raises(RunFolderError, match="capability"):
+        sweep(pocket, small_run.vectors, **options)
+    (tmp_path / "s" / "sweep.json").unlink()
+    (tmp_path / "s" / "capability-steered.json").unlink()
+    again = sweep(pocket, small_run.vectors, capability=CapabilityTest("sums", skill), **options)
+    assert again.report.capability["unsteered"] == {"sums": {"acc": 0.5}}
+    assert len(seen) == 3
 
 
 def test_an_interrupted_sweep_ends_with_the_same_bytes(
@@ -191,6 +203,26 @@ def test_figures_of_a_sweep(finished: Sweep) -> None:
     assert reached is None or heights[1] == pytest.approx(reached)
 
 
+def test_the_profile_away_from_a_trait_and_of_layers_that_break(tmp_path: Path) -> None:
+    record = {
+        "trait": "evil",
+        "targets": [0, 1, 2],
+        "strengths": [-2.0, -1.0],
+        "score": [[10.0, 40.0], [float("nan"), 30.0], [0.0, 0.0]],
+        "coherence": [[90.0, 95.0], [90.0, 90.0], [20.0, 30.0]],
+        "coherence_floor": 85.0,
+        "unsteered": 60.0,
+        "reliability": [0.9, -0.2, None],
+    }
+    (tmp_path / "sweep.json").write_text(json.dumps(record))
+    [ax] = sweep_profile(Sweep(tmp_path)).axes
+    heights = [p.get_height() for p in ax.patches]  # pyright: ignore[reportAttributeAccessIssue]
+    assert heights[:2] == [10.0, 30.0]
+    assert np.isnan(heights[2])
+    assert [t.get_text() for t in ax.texts] == ["at -2", "at -1", "never coherent"]
+    assert ax.get_ylim()[0] == pytest.approx(-20.0)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -208,4 +240,7 @@ def test_bad_sweeps_are_refused_before_anything_is_sampled(
     assert not (tmp_path / "s").exists()
     with pytest.raises(SteeringError, match="samples must be at least 1"):
         SweepSettings(samples=0)
+    for where in ("responses", torch.ones(1, 3, dtype=torch.bool)):
+        with pytest.raises(SteeringError, match="asks single questions"):
+            sweep(pocket, small_run.vectors, layers=[1], strengths=[1.0], out=tmp_path / "s", settings=replace(SMALL, where=where))
     assert isinstance(small_run.vectors, PersonaVectors)

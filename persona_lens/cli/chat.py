@@ -28,6 +28,7 @@ class _Session:
     vectors: dict[str, "PersonaVectors"]
     seed: int
     max_new_tokens: int
+    where: str = "response"
     messages: list[dict[str, str]] = field(default_factory=list[dict[str, str]])
     doses: dict[str, tuple[int, float]] = field(default_factory=dict[str, tuple[int, float]])
     turns: int = 0
@@ -35,23 +36,26 @@ class _Session:
     def interventions(self) -> list["Intervention"]:
         from persona_lens.steering import add
 
-        return [add(self.vectors[trait], layer, strength) for trait, (layer, strength) in self.doses.items()]
+        return [add(self.vectors[trait], layer, strength, where=self.where) for trait, (layer, strength) in self.doses.items()]
 
     def say(self, text: str) -> str:
         """One turn: the answer, and the projections of its tokens' mean."""
         import numpy as np
 
         from persona_lens.activations import Span, pool
-        from persona_lens.models import Sampling, generate_tokens, uniforms
+        from persona_lens.models import Sampling, dialogue, generate_tokens, uniforms
         from persona_lens.steering import steer
 
         turns = [*self.messages, {"role": "user", "content": text}]
         ids = self.model.render(turns)
         with steer(self.model, *self.interventions()):
             draws = np.stack([uniforms(self.seed, f"chat#{self.turns}", self.max_new_tokens)])
-            [found] = generate_tokens(self.model, [ids], draws, Sampling(self.max_new_tokens))
+            sampling, earlier = Sampling(self.max_new_tokens), lambda: dialogue(self.model, turns).answers
+            [found] = generate_tokens(self.model, [ids], draws, sampling, earlier=lambda: [earlier()])
             answer = self.model.decode(found.token_ids)
-            pooled = next(iter(pool(self.model, [Span("answer", tuple(ids), found.token_ids)]))) if found.token_ids else None
+            told = earlier() if self.where == "responses" else ()
+            span = Span("answer", tuple(ids), found.token_ids, told)
+            pooled = next(iter(pool(self.model, [span]))) if found.token_ids else None
         self.messages = [*turns, {"role": "assistant", "content": answer}]
         self.turns += 1
         if pooled is None:
@@ -78,7 +82,7 @@ class _Session:
                     raise SteeringError("/set TRAIT STRENGTH [LAYER] takes numbers, for instance /set evil 1.5 5") from error
                 from persona_lens.steering import add, plan
 
-                plan(self.model, add(self.vectors[trait], *dose))  # checks before it is used
+                plan(self.model, add(self.vectors[trait], *dose, where=self.where))  # checks before it is used
                 self.doses[trait] = dose
                 return self._steering()
             case "/system", _:
@@ -100,6 +104,7 @@ def chat(
     vectors: Annotated[list[Path], typer.Argument(help="Run folders of extractions, or vectors.safetensors files.")],
     model: Model = "pocket",
     system: Annotated[str | None, typer.Option(help="System prompt.")] = None,
+    where: Annotated[str, typer.Option(help="everywhere, prompt, response, or responses (of every turn).")] = "response",
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 200,
     seed: Seed = 0,
     device: Device = None,
@@ -112,7 +117,7 @@ def chat(
     from persona_lens.models import load_model
 
     loaded = {v.trait: v for v in map(vectors_of, vectors)}
-    session = _Session(load_model(model, device=device), loaded, seed, max_new_tokens)
+    session = _Session(load_model(model, device=device), loaded, seed, max_new_tokens, where)
     for v in loaded.values():
         v.require_lineage(session.model.fingerprint.lineage)
     if system:

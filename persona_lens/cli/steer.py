@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 Vectors = Annotated[Path, typer.Argument(help="Run folder of an extraction, or a vectors.safetensors file.")]
 
 
-Pooling = Annotated[str, typer.Option(help="response_mean, prompt_mean or prompt_last; the latter two need a run folder.")]
+Pooling = Annotated[
+    str | None, typer.Option(help="response_mean (a run folder's default), prompt_mean or prompt_last; a file holds one of them.")
+]
 
 
 def steer(
@@ -21,8 +23,8 @@ def steer(
     question: Annotated[list[str], typer.Argument(help="What to ask; quote each question.")],
     layer: Annotated[int | None, typer.Option(help="Default: the layer of highest reliability.")] = None,
     strength: Annotated[float, typer.Option(help="Coefficient on the raw vector.")] = 1.5,
-    where: Annotated[str, typer.Option(help="everywhere, prompt, response, or responses (of every turn).")] = "response",
-    pooling: Pooling = "response_mean",
+    where: Annotated[str, typer.Option(help="everywhere, prompt or response.")] = "response",
+    pooling: Pooling = None,
     system: Annotated[str | None, typer.Option(help="System prompt.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 200,
     model: Model = "pocket",
@@ -56,7 +58,7 @@ def steer(
     emit({"trait": v.trait, "layer": at, "answers": records}, "\n".join(lines), as_json)
 
 
-def vectors_of(path: Path, pooling: str = "response_mean") -> "PersonaVectors":
+def vectors_of(path: Path, pooling: str | None = None) -> "PersonaVectors":
     """Vectors of a run folder, by any pooling, or of a file.
 
     Raises:
@@ -69,9 +71,9 @@ def vectors_of(path: Path, pooling: str = "response_mean") -> "PersonaVectors":
 
     if path.is_dir() or not path.exists():
         run = load_run(path)
-        return run.vectors if pooling == run.vectors.pooling else run.vectors_for(pooling)
+        return run.vectors if pooling in (None, run.vectors.pooling) else run.vectors_for(pooling)
     vectors = PersonaVectors.load(path)
-    if pooling not in ("response_mean", vectors.pooling):
+    if pooling not in (None, vectors.pooling):
         raise UnknownNameError(f"pooling in {path}", pooling, [vectors.pooling])
     return vectors
 

@@ -9,7 +9,8 @@ from persona_lens.cli.options import Device, Json, Model, Out, Seed, emit
 from persona_lens.cli.steer import Pooling, Vectors, vectors_of
 
 if TYPE_CHECKING:
-    from persona_lens.sweeps import Capability, Sweep, Target
+    from persona_lens.evaluation import CapabilityTest
+    from persona_lens.sweeps import Sweep, Target
 
 
 def sweep(
@@ -20,8 +21,8 @@ def sweep(
     report_samples: Annotated[int, typer.Option(min=1, help="Answers per question at the chosen cell and its baselines.")] = 20,
     random_directions: Annotated[int, typer.Option(min=0, help="Random directions of the same norm.")] = 20,
     polarity: Annotated[str, typer.Option(help='"neutral", or "positive" to steer against the positive prompts.')] = "neutral",
-    where: Annotated[str, typer.Option(help="everywhere, prompt, response, or responses (of every turn).")] = "response",
-    pooling: Pooling = "response_mean",
+    where: Annotated[str, typer.Option(help="everywhere, prompt or response.")] = "response",
+    pooling: Pooling = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 300,
     tasks: Annotated[
         str, typer.Option(help="Capability at the chosen cell: tasks of lm-evaluation-harness, such as mmlu (extra eval).")
@@ -58,12 +59,13 @@ def sweep(
     )
     chosen: list[Target] | Literal["all"] = "all" if layers == "all" else [_target(x.strip()) for x in layers.split(",")]
     doses = [_number(x.strip()) for x in strengths.split(",")]
+    test, steering = _capability(tasks, task_limit, seed), vectors_of(vectors, pooling)
     found = run_sweep(
         load_model(model, device=device),
-        vectors_of(vectors, pooling),
+        steering,
         layers=chosen,
         strengths=doses,
-        capability=_capability(tasks, task_limit, seed),
+        capability=test,
         out=out,
         settings=settings,
     )
@@ -80,18 +82,37 @@ def table(found: "Sweep") -> str:
         f"{target!s:<12}" + " ".join(f"{s:5.0f}/{c:<3.0f}" for s, c in zip(score, coherence, strict=True))
         for target, score, coherence in zip(found.targets, found.score, found.coherence, strict=True)
     ]
-    return "\n".join(["score/coherence by layer (blocks, from 0) and strength", head, *rows, sweep_verdict(found)])
+    return "\n".join(["score/coherence by layer (blocks, from 0) and strength", head, *rows, sweep_verdict(found), *_damage(found)])
 
 
-def _capability(tasks: str, limit: int | None, seed: int) -> "Capability | None":
+def _damage(found: "Sweep") -> list[str]:
+    """What the chosen cell costs besides coherence."""
+    cell, record = found.report.cell, found.record
+    assert cell.target is not None
+    at = found.targets.index(cell.target), found.strengths.index(cell.strength)
+    lines = [
+        f"Damage there: {found.degenerate[at]:.0%} of the answers empty or repetitive "
+        f"({record['unsteered_degenerate']:.0%} unsteered), {found.cut_off[at]:.0%} cut off ({record['unsteered_cut_off']:.0%}), "
+        f"divergence {found.divergence[at]:.2f} nats per token"
+    ]
+    measured = found.report.capability
+    for task, metrics in measured.get("unsteered", {}).items():
+        changes = [f"{name} {value:.3f} -> {measured['steered'][task][name]:.3f}" for name, value in metrics.items()]
+        lines.append(f"{task}, unsteered -> steered: {', '.join(changes)}")
+    return lines
+
+
+def _capability(tasks: str, limit: int | None, seed: int) -> "CapabilityTest | None":
     """What measures the named tasks; the pocket world's own tasks are found by name too."""
-    if not tasks:
-        return None
     from persona_lens import pocket_lab
-    from persona_lens.evaluation import capability
+    from persona_lens.errors import PersonaLensError
+    from persona_lens.evaluation import capability_test
 
-    names, own = [t.strip() for t in tasks.split(",")], Path(pocket_lab.__file__).parent / "tasks"
-    return lambda model: capability(model, names, include=own, limit=limit, seed=seed)
+    names = [t.strip() for t in tasks.split(",") if t.strip()]
+    if limit and not names:
+        raise PersonaLensError("--task-limit limits the documents of --tasks: name the tasks")
+    own = Path(pocket_lab.__file__).parent / "tasks"
+    return capability_test(names, include=own, limit=limit, seed=seed) if names else None
 
 
 def _target(text: str) -> "Target":

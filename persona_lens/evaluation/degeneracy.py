@@ -15,13 +15,19 @@ REPEATED = 0.3
 
 @dataclass(frozen=True)
 class Degeneracy:
-    """Shares of answers, 0-1. `repetitive`: more than 30 % of the answer's 4-word sequences have occurred in it before."""
+    """Shares of answers, 0-1.
+
+    Attributes:
+        repetitive: more than 30 % of the answer's 4-word sequences have occurred in it before.
+        cut_off: longer than allowed; how many that are says more about the limit than about the answers.
+        degenerate: empty or repetitive.
+    """
 
     answers: int
     empty: float
     repetitive: float
     cut_off: float
-    any: float
+    degenerate: float
 
 
 def repetition(text: str) -> float:
@@ -42,4 +48,5 @@ def degeneracy(rollouts: Sequence[Rollout]) -> Degeneracy:
         raise ValueError("degeneracy needs at least one answer")
     found = [(not r.text.strip(), repetition(r.text) > REPEATED, r.end == "length") for r in rollouts]
     empty, repetitive, cut_off = (sum(kind) / len(found) for kind in zip(*found, strict=True))
-    return Degeneracy(len(found), empty, repetitive, cut_off, sum(map(any, found)) / len(found))
+    degenerate = sum(nothing or repeats for nothing, repeats, _ in found) / len(found)
+    return Degeneracy(len(found), empty, repetitive, cut_off, degenerate)

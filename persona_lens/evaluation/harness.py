@@ -4,7 +4,8 @@ The harness asks for log-likelihoods of continuations and for greedy answers. Co
 so that steering "the response" means the last context token and the continuation, as when the model answers.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
@@ -15,6 +16,27 @@ from persona_lens.activations import DEFAULT_BATCH_TOKENS, Span, right_pad, span
 from persona_lens.errors import PersonaLensError
 from persona_lens.models import ChatModel, Sampling, forward_pass, generate_tokens, uniforms
 from persona_lens.steering import Intervention, steer
+
+
+@dataclass(frozen=True)
+class CapabilityTest:
+    """Something that measures what a model can do: its name (part of a run's identity), and task -> metric -> value."""
+
+    name: str
+    measure: Callable[[ChatModel], Mapping[str, Mapping[str, float]]]
+
+
+def capability_test(
+    tasks: Sequence[str], *, include: Path | None = None, limit: int | None = None, seed: int = 0
+) -> CapabilityTest:
+    """`capability` on these tasks, checked now and measured later.
+
+    Raises:
+        PersonaLensError: the extra is not installed, or no task of that name exists.
+    """
+    _known_tasks(tasks, include)
+    name = f"{','.join(tasks)}" + (f" ({limit} documents each)" if limit else "")
+    return CapabilityTest(name, lambda model: capability(model, tasks, include=include, limit=limit, seed=seed))
 
 
 def capability(
@@ -37,10 +59,7 @@ def capability(
     Raises:
         PersonaLensError: the extra is not installed, or no task of that name exists.
     """
-    manager = _harness("lm_eval.tasks").TaskManager(include_path=str(include) if include else None)
-    unknown = [t for t in tasks if t not in manager.all_tasks]
-    if unknown:
-        raise PersonaLensError(f"lm-evaluation-harness knows no task {', '.join(unknown)}: see `lm-eval ls tasks`")
+    manager = _known_tasks(tasks, include)
     with steer(model, *interventions):
         found = _harness("lm_eval").simple_evaluate(
             harness_model(model),
@@ -57,9 +76,20 @@ def capability(
         )
     results = cast("dict[str, dict[str, Any]]", found["results"])
     return {
-        task: {name.split(",")[0]: float(value) for name, value in metrics.items() if isinstance(value, int | float)}
+        task: {
+            name.split(",")[0]: float(value) for name, value in metrics.items() if "," in name and isinstance(value, int | float)
+        }
         for task, metrics in results.items()
     }
+
+
+def _known_tasks(tasks: Sequence[str], include: Path | None) -> Any:
+    """The harness's task manager, after checking that it knows the tasks."""
+    manager = _harness("lm_eval.tasks").TaskManager(include_path=str(include) if include else None)
+    unknown = [repr(t) for t in tasks if t not in manager.all_tasks]
+    if unknown or not tasks:
+        raise PersonaLensError(f"lm-evaluation-harness knows no task {', '.join(unknown) or 'at all'}: see `lm-eval ls tasks`")
+    return manager
 
 
 def harness_model(model: ChatModel, *, batch_tokens: int = DEFAULT_BATCH_TOKENS) -> Any:
@@ -127,7 +157,8 @@ def _split(model: ChatModel, number: int, context: str, continuation: str) -> Sp
 def _likelihoods(model: ChatModel, spans: Sequence[Span]) -> list[tuple[float, bool]]:
     """Summed log-probability of each answer, and whether it is the greedy one."""
     ids, mask = (x.to(model.device) for x in right_pad(spans, model.pad_id))
-    with forward_pass(span_pass(spans, ids.shape[1], model.device)):
+    # the harness hands over text: earlier answers of a few-shot dialogue cannot be told apart, so steering them is refused
+    with forward_pass(replace(span_pass(spans, ids.shape[1], model.device), earlier=None)):
         logits = model.hf(ids, attention_mask=mask, use_cache=False).logits
     found: list[tuple[float, bool]] = []
     for row, span in enumerate(spans):

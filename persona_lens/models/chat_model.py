@@ -110,10 +110,10 @@ class ChatModel:
     ) -> list[str]:
         """`n` answers to a user message, a conversation, or the token ids of a rendered one."""
         ids = self._ids(prompt)
-        earlier = self._earlier(prompt)
         sampling = Sampling(max_new_tokens, temperature, top_p)
         draws = np.stack([uniforms(seed, f"generate#{i}", max_new_tokens) for i in range(n)])
-        found = generate_tokens(self, [ids] * n, draws, sampling, earlier=None if earlier is None else [earlier] * n)
+        earlier = None if _is_ids(prompt) else lambda: [self._earlier(cast("str | Sequence[Message]", prompt))] * n
+        found = generate_tokens(self, [ids] * n, draws, sampling, earlier=earlier)
         return [self.decode(g.token_ids) for g in found]
 
     def chat(self, message: str | Sequence[Message], *, system: str | None = None, **options: Any) -> str:
@@ -128,20 +128,17 @@ class ChatModel:
             return self.render([{"role": "user", "content": prompt}])
         if not prompt:
             raise ValueError("the prompt is empty: give a text, messages or token ids")
-        if isinstance(prompt[0], int):
+        if _is_ids(prompt):
             return list(cast(Sequence[int], prompt))
         return self.render(cast(Sequence[Message], prompt))
 
-    def _earlier(self, prompt: str | Sequence[Message] | Sequence[int]) -> tuple[Interval, ...] | None:
-        """Where the earlier answers lie in the rendered prompt; None where that cannot be told (steering them is refused then)."""
-        if isinstance(prompt, str):
-            return ()
-        if isinstance(prompt[0], int):
-            return None
-        try:
-            return dialogue(self, cast(Sequence[Message], prompt)).answers
-        except ValueError:
-            return None
+    def _earlier(self, prompt: str | Sequence[Message]) -> tuple[Interval, ...]:
+        """Where the earlier answers lie in the rendered prompt."""
+        return () if isinstance(prompt, str) else dialogue(self, prompt).answers
+
+
+def _is_ids(prompt: str | Sequence[Message] | Sequence[int]) -> bool:
+    return not isinstance(prompt, str) and isinstance(prompt[0], int)
 
 
 def rendered_ids(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message], *, answered: bool = False) -> list[int]:

@@ -38,20 +38,28 @@ def dialogue(model: "ChatModel", messages: Sequence["Message"]) -> Dialogue:
         raise ValueError("a conversation needs at least one message")
     turns = [i for i, m in enumerate(messages) if m["role"] == "assistant"]
     answered = messages[-1]["role"] == "assistant"
-    starts = [model.render(messages[:i]) for i in turns]
-    whole = model.render(messages, answered=True) if answered else model.render(messages)
-    for number, (before, after) in enumerate(pairwise([*starts, whole])):
+    answers: list[Interval] = []
+    prefixes: list[list[int]] = []
+    for number, i in enumerate(turns, start=1):
+        before, after = model.render(messages[:i]), model.render(messages[: i + 1], answered=True)
+        prefixes += [before, after]
+        answers.append(_answer(model, after, len(before), number, last=i == len(messages) - 1))
+    whole = prefixes[-1] if answered else model.render(messages)
+    for number, (before, after) in enumerate(pairwise([*prefixes, whole])):
         if after[: len(before)] != before:
             raise ValueError(
-                f"the chat template of {model.name} renders the conversation differently after assistant turn {number + 1}: "
+                f"the chat template of {model.name} renders the conversation differently after assistant turn {number // 2 + 1}: "
                 "its turns cannot be told apart by tokens"
             )
-    answers = [_answer(model, whole, len(start), number) for number, start in enumerate(starts)]
     return Dialogue(tuple(whole[: answers[-1][1]] if answered else whole), tuple(answers))
 
 
-def _answer(model: "ChatModel", ids: Sequence[int], start: int, number: int) -> Interval:
-    stop = next((i for i in range(start, len(ids)) if ids[i] in model.stop_ids), len(ids))
+def _answer(model: "ChatModel", ids: Sequence[int], start: int, number: int, *, last: bool) -> Interval:
+    """From where the answer begins to its end-of-turn token, which only the last answer may lack."""
+    stop = next((i for i in range(start, len(ids)) if ids[i] in model.stop_ids), None)
+    if stop is None and not last:
+        raise ValueError(f"assistant turn {number} of the conversation does not end with one of {model.name}'s stop tokens")
+    stop = len(ids) if stop is None else stop
     if stop == start:
-        raise ValueError(f"assistant turn {number + 1} of the conversation has no tokens")
+        raise ValueError(f"assistant turn {number} of the conversation has no tokens")
     return start, stop

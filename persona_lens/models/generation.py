@@ -5,8 +5,9 @@ distribution, so in float32 its sample does not depend on the batch it travels i
 """
 
 import hashlib
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from functools import cache as cache_result
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
@@ -122,7 +123,7 @@ def generate_tokens(
     sampling: Sampling,
     *,
     row_ids: Sequence[int] | None = None,
-    earlier: Sequence[Sequence[Interval]] | None = None,
+    earlier: Callable[[], Sequence[Sequence[Interval]]] | None = None,
 ) -> list[Generated]:
     """Sample one answer per prompt row, all rows in one batch.
 
@@ -132,7 +133,7 @@ def generate_tokens(
         prompts: token ids up to the answer, one per row; at least one token each.
         draws: uniform numbers, at least `sampling.max_new_tokens` per row.
         row_ids: what the rows are called in `Pass.rows`, where rows are steered apart; default 0, 1, 2 ...
-        earlier: where the earlier answers of a dialogue lie in each prompt; default: not known.
+        earlier: finds where the earlier answers of a dialogue lie in each prompt, if they are steered; default: not known.
 
     Raises:
         ValueError: prompt and answer would not fit into the model's context.
@@ -175,7 +176,7 @@ def _shared_prefill(
     model: "ChatModel",
     prompts: Sequence[Sequence[int]],
     names: Int[Tensor, " batch"],
-    earlier: Sequence[Sequence[Interval]] | None,
+    earlier: Callable[[], Sequence[Sequence[Interval]]] | None,
 ) -> tuple[DynamicCache, Int[Tensor, "batch position"]]:
     """Cache of all prompt tokens but the last, computed once per distinct prompt (and steering of it), and its mask, per row."""
     keys = [(tuple(p[:-1]), prefill_key(name)) for p, name in zip(prompts, names.tolist(), strict=True)]
@@ -190,11 +191,15 @@ def _shared_prefill(
         real = mask.bool()
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
         rows = list(first.values())
-        before = None
-        if earlier is not None:
+
+        @cache_result
+        def before() -> Tensor:
+            known = cast("Callable[[], Sequence[Sequence[Interval]]]", earlier)()
             offsets = [ids.shape[1] - len(prompts[row]) + 1 for row in rows]
-            before = earlier_tokens([earlier[row] for row in rows], offsets, ids.shape[1], model.device)
-        with forward_pass(Pass(names[rows], real, real, torch.zeros_like(real), before)):
+            return earlier_tokens([known[row] for row in rows], offsets, ids.shape[1], model.device)
+
+        told = None if earlier is None else before
+        with forward_pass(Pass(names[rows], real, real, torch.zeros_like(real), told)):
             model.hf(ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1)
         cache.batch_select_indices(owner)
     return cache, mask[owner]
@@ -211,7 +216,7 @@ def _decode(
 ) -> Float[Tensor, "batch vocab"]:
     """Logits after one more token per row."""
     yes = torch.ones(len(tokens), 1, dtype=torch.bool, device=tokens.device)
-    with forward_pass(Pass(names, yes, yes if last_of_prompt else ~yes, yes, ~yes)):
+    with forward_pass(Pass(names, yes, yes if last_of_prompt else ~yes, yes, lambda: ~yes)):
         output = model.hf(
             tokens[:, None],
             attention_mask=mask,

@@ -2,10 +2,11 @@
 
 Hooks see a residual and nothing else. Whoever runs the model says here what the pass holds, so that steering can touch the
 right tokens of the right rows under padding, key-value cache and shared prefills. `response` is true where the next token
-belongs to the answer: the last prompt token and every answer token; `earlier` is the same for the earlier answers of a dialogue.
+belongs to the answer: the last prompt token and every answer token; `earlier` is the same for the earlier answers of a dialogue,
+found only when somebody asks.
 """
 
-from collections.abc import Generator, Hashable, Sequence
+from collections.abc import Callable, Generator, Hashable, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ class Pass:
     real: Bool[Tensor, "batch position"]
     prompt: Bool[Tensor, "batch position"]
     response: Bool[Tensor, "batch position"]
-    earlier: Bool[Tensor, "batch position"] | None = None  # None where earlier answers are not told apart
+    earlier: Callable[[], Bool[Tensor, "batch position"]] | None = None  # None where earlier answers are not told apart
 
 
 def earlier_tokens(

@@ -25,7 +25,7 @@ from persona_lens.pocket_lab.capability import capability
 from persona_lens.pocket_lab.prescription import Prescription, prescribe
 from persona_lens.progress import Progress, silent
 from persona_lens.prompts import Polarity, evaluation_prompts
-from persona_lens.reliability import mean_interval
+from persona_lens.reliability import shared_baseline_interval
 from persona_lens.sampling import rows_of, sample
 from persona_lens.steering import Intervention, add, row_plan, steer
 from persona_lens.vectors import PersonaVectors
@@ -193,16 +193,18 @@ def random_directions(
     prompts = [p for t in TRAITS for p in evaluation_prompts(pocket_trait(t, split))][:: len(TRAITS)]
     rows = rows_of(prompts, answers // len(prompts))
 
-    def profile(*interventions: Intervention) -> tuple[Float[np.ndarray, " trait"], float]:
+    def profile(*interventions: Intervention) -> tuple[Float[np.ndarray, "question trait"], float]:
         with steer(model, *interventions):
             sampled = sample(model, rows, SAMPLING, seed=seed)
         readings = [read(q, a.text) for (p, _), a in zip(rows, sampled, strict=True) if (q := parse_question(p.user))]
-        return np.array([[r.trait(t) for t in TRAITS] for r in readings]).mean(0), float(np.mean([r.coherence for r in readings]))
+        scores = np.array([[r.trait(t) for t in TRAITS] for r in readings])
+        by_question = scores.reshape(len(prompts), -1, len(TRAITS)).mean(1)
+        return by_question, float(np.mean([r.coherence for r in readings]))
 
     base, _ = profile()
     generator = torch.Generator().manual_seed(seed)
     any_vectors = next(iter(vectors.values()))
-    changes: list[Float[np.ndarray, " trait"]] = []
+    changes: list[Float[np.ndarray, "question trait"]] = []
     coherences: list[float] = []
     for i in range(directions):
         noise = torch.randn(any_vectors.directions.shape, generator=generator)
@@ -211,15 +213,15 @@ def random_directions(
         changes.append(scores - base)
         coherences.append(coherence)
         progress("random", i + 1, directions)
-    means = np.array(changes).mean(1)
-    mean, interval = mean_interval(means)
+    mean, interval = shared_baseline_interval(np.array(changes).mean(-1))
+    by_trait = np.array(changes).mean(1)
     return {
         "directions": directions,
         "answers_each": len(rows),
         "mean_change": mean,
         "interval": list(interval),
-        "mean_absolute_change": float(np.abs(np.array(changes)).mean()),
-        "largest_trait_change": float(np.abs(np.array(changes).mean(0)).max()),
+        "mean_absolute_change": float(np.abs(by_trait).mean()),
+        "largest_trait_change": float(np.abs(by_trait.mean(0)).max()),
         "coherence": float(np.mean(coherences)),
     }
 

@@ -33,11 +33,12 @@ def sample(
     ids = [tuple(model.render(prompt.messages)) for prompt, _ in rows]
     order = sorted(range(len(rows)), key=lambda i: (len(ids[i]), ids[i]))
     rollouts: list[Rollout | None] = [None] * len(rows)
+    single: list[tuple[()]] = [()] * batch_rows  # prompts are single questions: no earlier answers
     with within or nullcontext():
         for start in range(0, len(order), batch_rows):
             batch = order[start : start + batch_rows]
             draws = np.stack([uniforms(seed, _key(rows[i]), sampling.max_new_tokens) for i in batch])
-            answers = generate_tokens(model, [ids[i] for i in batch], draws, sampling, row_ids=batch, earlier=[()] * len(batch))
+            answers = generate_tokens(model, [ids[i] for i in batch], draws, sampling, row_ids=batch, earlier=lambda: single)
             for i, answer in zip(batch, answers, strict=True):
                 prompt, number = rows[i]
                 rollouts[i] = Rollout(

@@ -311,7 +311,7 @@ def _tokens(content: "Pass | _Unspecified", where: Any) -> Bool[Tensor, "batch p
                     "where='responses' needs to know where the earlier answers are: give messages instead of token ids, or "
                     "spans with `earlier`, or use where='response'"
                 )
-            return content.response | content.earlier
+            return content.response | content.earlier()
         case _:
             return content.response
 
@@ -319,7 +319,8 @@ def _tokens(content: "Pass | _Unspecified", where: Any) -> Bool[Tensor, "batch p
 def _rows_of(content: "Pass | _Unspecified", rows: Int[Tensor, " chosen"]) -> "Pass | _Unspecified":
     if isinstance(content, _Unspecified):
         return _Unspecified(content.rows[rows], content.real[rows])
-    earlier = None if content.earlier is None else content.earlier[rows]
+    found = content.earlier
+    earlier = None if found is None else lambda: found()[rows]
     return Pass(content.rows[rows], content.real[rows], content.prompt[rows], content.response[rows], earlier)
 
 
@@ -371,7 +372,7 @@ def _content(residual: Tensor) -> "Pass | _Unspecified":
     if call is None or call.cached is None:
         return _Unspecified(rows, real)
     if call.cached and width == 1:
-        return Pass(rows, real, torch.zeros_like(real), real, torch.zeros_like(real))
+        return Pass(rows, real, torch.zeros_like(real), real, lambda: torch.zeros_like(real))
     last = real & (real.long().flip(-1).cumsum(-1).flip(-1) == 1)
     return Pass(rows, real, real, last)
 

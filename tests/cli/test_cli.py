@@ -218,6 +218,7 @@ def test_a_sweep_is_run_reported_and_reopened(small_run: ExtractionRun, tmp_path
     result = runner.invoke(app, arguments)
     assert result.exit_code == 0, result.output
     assert "random directions of that norm" in result.output
+    assert "Damage there: " in result.output
     page = (tmp_path / "s" / "report.html").read_text()
     assert "Steering sweep: optimism" in page
     assert (tmp_path / "s" / "figures" / "heat_map.png").exists()
@@ -235,6 +236,7 @@ def test_a_sweep_of_another_pooling_measures_capability(small_run: ExtractionRun
     result = runner.invoke(app, ["sweep", str(small_run.path), *what, *few, "--out", str(tmp_path / "s"), "--json"])
     assert result.exit_code == 0, result.output
     assert json.loads((tmp_path / "s" / "run.json").read_text())["arguments"]["pooling"] == "prompt_last"
+    assert "sample_len" not in result.output
     measured = json.loads((tmp_path / "s" / "sweep.json").read_text())["report"]["capability"]
     assert set(measured) == {"unsteered", "steered"}
     assert 0.0 <= measured["unsteered"]["pocket_choice"]["acc"] <= 1.0
@@ -253,6 +255,7 @@ def test_a_sweep_of_another_pooling_measures_capability(small_run: ExtractionRun
         (["steer", "RUN", "Hello.", "--strength", "nan"], "strength is not a number"),
         (["steer", "RUN", "Hello.", "--pooling", "prompt"], "unknown pooling 'prompt'"),
         (["steer", "FILE", "Hello.", "--pooling", "prompt_last"], "unknown pooling in"),
+        (["sweep", "RUN", "--task-limit", "3"], "name the tasks"),
     ],
 )
 def test_bad_steering_is_one_clear_line(small_run: ExtractionRun, tmp_path: Path, arguments: list[str], message: str) -> None:

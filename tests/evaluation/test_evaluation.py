@@ -31,8 +31,8 @@ def test_degenerate_answers_are_counted() -> None:
             rollout("I", "length"),
         ]
     )
-    assert (found.answers, found.empty, found.repetitive, found.cut_off, found.any) == (4, 0.25, 0.25, 0.25, 0.75)
-    assert degeneracy([rollout("", "length")]).any == 1.0
+    assert (found.answers, found.empty, found.repetitive, found.cut_off, found.degenerate) == (4, 0.25, 0.25, 0.25, 0.5)
+    assert degeneracy([rollout("I", "length")]).degenerate == 0.0
     assert repetition("one two three four five six") == 0.0
     assert repetition("a b c d a b c d") == pytest.approx(1 / 5)
     with pytest.raises(ValueError, match="at least one answer"):
@@ -69,5 +69,5 @@ def test_the_harness_runs_offline_and_sees_the_steering(pocket: ChatModel, small
 
 def test_unknown_tasks_are_one_clear_line(pocket: ChatModel) -> None:
     pytest.importorskip("lm_eval")
-    with pytest.raises(PersonaLensError, match="knows no task no_such_task"):
+    with pytest.raises(PersonaLensError, match="knows no task 'no_such_task'"):
         capability(pocket, ["no_such_task"])

@@ -47,6 +47,10 @@ def test_a_dialogue_that_cannot_be_told_apart_is_refused(pocket: ChatModel) -> N
     rewriting.chat_template = "{% if messages|length > 3 %}<|im_start|>{% endif %}" + template
     with pytest.raises(ValueError, match="differently after assistant turn 1"):
         dialogue(replace(pocket, tokenizer=rewriting), TURNS)
+    with pytest.raises(ValueError, match="assistant turn 1 of the conversation does not end with one of"):
+        dialogue(replace(pocket, stop_ids=pocket.stop_ids[1:]), TURNS)
+    other = replace(pocket, tokenizer=rewriting)
+    assert other.chat(TURNS, max_new_tokens=2)
     with pytest.raises(ValueError, match="does not end with an answer"):
         dialogue_span("open", dialogue(pocket, TURNS))
     with pytest.raises(ValueError, match="does not end with an answer"):
@@ -117,10 +121,10 @@ def test_dialogues_of_one_batch_are_steered_as_each_alone(pocket: ChatModel, sma
     draws = np.random.default_rng(0).random((3, 40))
     with steer(pocket, add(small_run.vectors, 4, 6.0, where="responses")):
         together = generate_tokens(
-            pocket, [c.ids for c in conversations], draws, Sampling(40), earlier=[c.answers for c in conversations]
+            pocket, [c.ids for c in conversations], draws, Sampling(40), earlier=lambda: [c.answers for c in conversations]
         )
         alone = [
-            generate_tokens(pocket, [c.ids], draws[i : i + 1], Sampling(40), earlier=[c.answers])[0]
+            generate_tokens(pocket, [c.ids], draws[i : i + 1], Sampling(40), earlier=lambda c=c: [c.answers])[0]
             for i, c in enumerate(conversations)
         ]
     assert together == alone
