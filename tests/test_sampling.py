@@ -4,12 +4,13 @@ import random
 from dataclasses import replace
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from persona_lens.models import ChatModel, Sampling
+from persona_lens.models import ChatModel, Sampling, uniforms
 from persona_lens.prompts import evaluation_prompts, extraction_prompts
-from persona_lens.sampling import Rollout, rows_of, sample
+from persona_lens.sampling import Rollout, Row, rows_of, sample
 from persona_lens.traits import load_trait
 
 
@@ -55,17 +56,34 @@ def test_a_rollout_survives_its_record(text: str, ids: list[int], number: int) -
     assert Rollout.from_dict(rollout.as_dict()) == rollout
 
 
+def distance_to_the_other_token(pocket: ChatModel, row: Row, one: tuple[int, ...], other: tuple[int, ...]) -> float:
+    """How far the draw lies from the edge of what `one` drew where the two answers part, in probability."""
+    step = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+    drawn = (one if step < len(one) else other)[step]  # the answer that ended there drew a stop token
+    with torch.inference_mode():
+        ids = torch.tensor([[*pocket.render(row[0].messages), *one[:step]]])
+        cumulative = pocket.hf(ids, use_cache=False).logits[0, -1].double().softmax(-1).cumsum(-1)
+    draw = float(uniforms(0, f"{row[0].id}#{row[1]}", step + 1)[step] * cumulative[-1])
+    edges = (float(cumulative[drawn - 1]) if drawn else 0.0, float(cumulative[drawn]))
+    return min(abs(draw - edge) for edge in edges)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(3000)
 def test_two_thousand_answers_do_not_depend_on_the_batch(pocket: ChatModel) -> None:
+    """But for counted near-ties: draws so close to the edge between two tokens that the rounding of the logits decides."""
     wanted = rows_of(extraction_prompts(load_trait("humor", "pocket"), "positive"), 20)
     shuffled = wanted.copy()
     random.Random(1).shuffle(shuffled)
     reference = {r.key: r.token_ids for r in sample(pocket, wanted, Sampling(160), batch_rows=64)}
     for batch_rows in (1, 7):
         found = {r.key: r.token_ids for r in sample(pocket, shuffled, Sampling(160), batch_rows=batch_rows)}
-        differing = [key for key in reference if found[key] != reference[key]]
-        assert not differing, f"{len(differing)} of {len(reference)} answers differ at batch size {batch_rows}"
+        pairs = [(row, reference[key], found[key]) for row in wanted for key in [f"{row[0].id}#{row[1]}"]]
+        parted = [pair for pair in pairs if pair[1] != pair[2]]
+        gaps = [distance_to_the_other_token(pocket, *pair) for pair in parted]
+        print(f"batch size {batch_rows}: {len(parted)} of {len(reference)} answers part at near-ties, distances {gaps}")
+        assert all(gap < 1e-4 for gap in gaps)
+        assert len(parted) <= len(reference) // 400
 
 
 def test_prompts_of_the_same_text_have_streams_of_their_own(pocket: ChatModel) -> None:
