@@ -9,7 +9,7 @@ from jaxtyping import Float
 
 from persona_lens.extraction import ExtractionRun
 from persona_lens.extraction.run import question_means, surviving
-from persona_lens.sweeps import Sweep
+from persona_lens.sweeps import INCREMENTS, Sweep
 from persona_lens.vectors import PersonaVectors
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ def sweep_profile(sweep: Sweep) -> "Figure":
     A description over all questions: the strength shown is the best on the same answers. The unbiased figure is in the report.
     """
     figure, (ax,) = _figure(1, width=max(6.4, 0.36 * len(sweep.targets)))
-    names, at = [str(t) for t in sweep.targets], np.arange(len(sweep.targets))
+    names, at = ["all" if t == INCREMENTS else str(t) for t in sweep.targets], np.arange(len(sweep.targets))
     toward = np.sign(sweep.strengths)  # negative strengths reach furthest where the score is lowest
     effect = (sweep.score - sweep.record["unsteered"]) * toward
     coherent = np.where((sweep.coherence >= sweep.record["coherence_floor"]) & np.isfinite(effect), effect, -np.inf)
@@ -141,9 +141,9 @@ def sweep_profile(sweep: Sweep) -> "Figure":
         ax.text(x, 2, text, ha="center", va="bottom", rotation=90, fontsize=7, color="black")
     ax.axhline(sweep.record["unsteered"], color=NEUTRAL, lw=0.9, label="unsteered")
     ax.plot(at, 100 * sweep.reliability, "o-", color=NEGATIVE, label="reliability of the vector x 100")
-    ax.set_xticks(at, names, rotation=90 if max(map(len, names)) > 3 else 0)
+    ax.set_xticks(at, names)
     ax.set(
-        xlabel="layer (blocks.{l}.hook_resid_post)",
+        xlabel="layer (blocks.{l}.hook_resid_post; all = increments)",
         ylabel="score (0-100)",
         ylim=(min(0.0, float(np.nanmin(100 * sweep.reliability, initial=0.0))), 108),
     )
