@@ -1,10 +1,12 @@
-"""`persona-lens chat`: talk to a model while steering it, and see every loaded vector's projection of each answer."""
+"""`persona-lens chat`: talk to a model while steering it; answers appear as they are sampled, with their tokens' projections."""
 
 import shlex
 import sys
+from collections.abc import Generator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
@@ -18,6 +20,65 @@ if TYPE_CHECKING:
 
 HELP = """/set TRAIT STRENGTH [LAYER]   steer (0 stops it)      /system TEXT   system prompt, begins anew
 /show   what is steered               /new   begins anew      /help   this      /quit"""
+
+BARS: Final = "▁▂▃▄▅▆▇█"
+BAR_TOKENS: Final = 40  # longest trace shown
+
+
+@dataclass
+class _Live:
+    """An answer while it is sampled: its text is printed as it comes, its tokens' projections are kept."""
+
+    model: "ChatModel"
+    vectors: dict[str, "PersonaVectors"]
+    tokens: list[int] = field(default_factory=list[int])
+    printed: str = ""
+    projections: dict[str, list[float]] = field(default_factory=dict[str, list[float]])
+
+    @contextmanager
+    def watching(self) -> Generator[None]:
+        """Read every decoded token that the model is given, and its residuals after any steering."""
+        hooks = [(self.model.hook_name(v.best_layer), self._reader(trait, v)) for trait, v in self.vectors.items()]
+        with ExitStack() as stack:
+            stack.callback(self.model.hf.register_forward_pre_hook(self._token, with_kwargs=True).remove)
+            stack.enter_context(self.model.hooks(hooks))
+            yield
+
+    def _token(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:  # noqa: ARG002
+        if _answering():
+            self.tokens.append(int(args[0][0, -1]))
+            self.show(self.tokens)
+
+    def _reader(self, trait: str, vectors: "PersonaVectors") -> Any:
+        unit = vectors.unit(vectors.best_layer)
+
+        def hook(residual: Any, hook: Any) -> None:  # noqa: ARG001
+            if _answering():
+                value = float(residual[0, -1].float() @ unit.to(residual.device))
+                self.projections.setdefault(trait, []).append(value)
+
+        return hook
+
+    def show(self, tokens: Sequence[int]) -> None:
+        """Print what the tokens add to what is printed; half a character waits for its other half."""
+        text = self.model.decode(tokens)
+        if text.startswith(self.printed) and not text.endswith("\ufffd"):
+            typer.echo(text[len(self.printed) :], nl=False)
+            self.printed = text
+
+    def bars(self, trait: str) -> str:
+        """The projections of the answer's first tokens, from their lowest to their highest."""
+        values = self.projections.get(trait, [])[:BAR_TOKENS]
+        low, high = min(values, default=0.0), max(values, default=0.0)
+        return "".join(BARS[round((v - low) / (high - low) * (len(BARS) - 1)) if high > low else 0] for v in values)
+
+
+def _answering() -> bool:
+    """Whether the running pass decodes a token of the answer."""
+    from persona_lens.models import current_pass
+
+    content = current_pass()
+    return content is not None and content.real.shape[1] == 1 and not bool(content.prompt[0, -1])
 
 
 @dataclass
@@ -39,7 +100,7 @@ class _Session:
         return [add(self.vectors[trait], layer, strength, where=self.where) for trait, (layer, strength) in self.doses.items()]
 
     def say(self, text: str) -> str:
-        """One turn: the answer, and the projections of its tokens' mean."""
+        """One turn: prints the answer while it is sampled, returns the projections of its tokens."""
         import numpy as np
 
         from persona_lens.activations import Span, pool
@@ -48,10 +109,13 @@ class _Session:
 
         turns = [*self.messages, {"role": "user", "content": text}]
         ids = self.model.render(turns)
+        live = _Live(self.model, self.vectors)
         with steer(self.model, *self.interventions()):
             draws = np.stack([uniforms(self.seed, f"chat#{self.turns}", self.max_new_tokens)])
             sampling, earlier = Sampling(self.max_new_tokens), lambda: dialogue(self.model, turns).answers
-            [found] = generate_tokens(self.model, [ids], draws, sampling, earlier=lambda: [earlier()])
+            with live.watching():
+                [found] = generate_tokens(self.model, [ids], draws, sampling, earlier=lambda: [earlier()])
+            live.show(found.token_ids)
             answer = self.model.decode(found.token_ids)
             told = earlier() if self.where == "responses" else ()
             span = Span("answer", tuple(ids), found.token_ids, told)
@@ -59,11 +123,12 @@ class _Session:
         self.messages = [*turns, {"role": "assistant", "content": answer}]
         self.turns += 1
         if pooled is None:
-            return answer
+            return "(no answer)"
         shown = [
-            f"{trait} {float(v.project(pooled.values[0, 0, v.best_layer], v.best_layer)):+.2f}" for trait, v in self.vectors.items()
+            f"{trait} {float(v.project(pooled.values[0, 0, v.best_layer], v.best_layer)):+.2f} {live.bars(trait)}"
+            for trait, v in self.vectors.items()
         ]
-        return f"{answer}\n    [projection: {', '.join(shown)}]"
+        return f"\n    [projection: {', '.join(shown)}]"
 
     def command(self, line: str) -> str | None:
         """What a line that begins with a slash does; None ends the session."""

@@ -9,12 +9,17 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
+from persona_lens.activations import Span, pool
 from persona_lens.cli import app
+from persona_lens.cli.chat import _Live
 from persona_lens.extraction import ExtractionRun
+from persona_lens.models import ChatModel, Sampling, generate_tokens
+from persona_lens.steering import add, steer
 from persona_lens.traits import list_traits, load_trait
 
 runner = CliRunner()
@@ -287,6 +292,28 @@ def test_a_chat_is_steered_and_shows_projections(small_run: ExtractionRun) -> No
     assert "unknown vector 'nobody'" in text
     assert "takes numbers" in text
     assert text.count("a new conversation begins") == 2
+
+
+def test_the_live_projections_are_those_of_the_answers_tokens(
+    pocket: ChatModel, small_run: ExtractionRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    v = small_run.vectors
+    ids = pocket.render([{"role": "user", "content": "What is the future of my garden?"}])
+    live = _Live(pocket, {"optimism": v})
+    with steer(pocket, add(v, 6, 1.0)):
+        with live.watching():
+            [found] = generate_tokens(pocket, [ids], np.full((1, 120), 0.4), Sampling(120))
+        [pooled] = pool(pocket, [Span("answer", tuple(ids), found.token_ids)])
+    assert found.end == "stop"
+    assert live.tokens == list(found.token_ids)
+    mean = float(v.project(pooled.values[0, 0, v.best_layer], v.best_layer))
+    assert np.mean(live.projections["optimism"]) == pytest.approx(mean, rel=1e-3)
+    assert capsys.readouterr().out == live.printed == pocket.decode(found.token_ids)
+    assert len(live.bars("optimism")) == min(40, len(found.token_ids))
+    assert {"▁", "█"} <= set(live.bars("optimism"))
+    before = len(live.tokens)
+    pocket.chat("Hello.", max_new_tokens=3)
+    assert len(live.tokens) == before
 
 
 def test_the_options_of_extract_reach_the_run(tmp_path: Path) -> None:
