@@ -27,7 +27,7 @@ from persona_lens.prompts import Polarity, Prompt, evaluation_prompts
 from persona_lens.reliability import mean_interval, shared_baseline_interval
 from persona_lens.sampling import DEFAULT_BATCH_ROWS, Rollout, Row, sample
 from persona_lens.steering import Intervention, Where, add, add_increments, next_token_divergences, row_plan, steer
-from persona_lens.store import RunFolder, append_jsonl, read_json, read_jsonl, write_json
+from persona_lens.store import RunFolder, append_jsonl, read_json, write_json
 from persona_lens.traits import Trait, load_trait
 from persona_lens.vectors import PersonaVectors, hook_name
 
@@ -321,17 +321,17 @@ class _Sweep:
 
     def run(self, targets: list[Target], strengths: list[float], grid: list[Cell]) -> None:
         half = self._questions // 2
-        found = self._readings("grid", self._job([Cell("unsteered"), *grid], range(self._questions), self.settings.samples))
+        job = self._job([Cell("unsteered"), *grid], range(self._questions), self.settings.samples)
+        found, answers = self._stage("grid", job)
         first = slice(0, half)
         chosen, coherent, usable = self._choose(found, grid, first)
         randoms = [Cell("random", chosen.target, chosen.strength, i) for i in range(self.settings.random_directions)]
         cells = [Cell("unsteered"), Cell("prompt"), chosen, *randoms]
-        reported = self._readings("report", self._job(cells, range(half, self._questions), self.settings.report_samples))
+        reported, _ = self._stage("report", self._job(cells, range(half, self._questions), self.settings.report_samples))
         report = self._report(reported, chosen, randoms, slice(half, None), coherent=coherent, usable=usable)
         report["capability"] = self._capability(chosen)
         shape = (len(targets), len(strengths))
-        answers = self._answers("grid", grid)
-        checks = {cell: degeneracy(answers[cell]) for cell in (Cell("unsteered"), *grid)}
+        checks = {cell: degeneracy(rollouts) for cell, rollouts in answers.items()}
         record = {
             "trait": self.trait.name,
             "targets": targets,
@@ -374,8 +374,8 @@ class _Sweep:
     def _prompts(self, polarity: Polarity, questions: range) -> list[Prompt]:
         return [p for p in evaluation_prompts(self.trait, polarity) if p.question in questions]
 
-    def _readings(self, stage: str, job: _Job) -> dict[Cell, Readings]:
-        """Sample and judge a stage chunk by chunk (resuming), and average per cell and question."""
+    def _stage(self, stage: str, job: _Job) -> tuple[dict[Cell, Readings], dict[Cell, list[Rollout]]]:
+        """Sample and judge chunk by chunk (resuming): averages per cell and question, and the answers of each cell."""
         chunks = [range(i, min(i + CHUNK_ROWS, len(job.rows))) for i in range(0, len(job.rows), CHUNK_ROWS)]
         sizes = [len(c) for c in chunks]
         rollouts_path, scores_path = (self.folder.path / f"{stage}-{kind}.jsonl" for kind in ("rollouts", "scores"))
@@ -397,16 +397,10 @@ class _Sweep:
         for chunk in chunks[self.folder.done(scores_path.name, sizes) :]:
             judged = [Judged(job.rows[i][0].user, rollouts[i].text) for i in chunk]
             append_jsonl(scores_path, [s.as_dict() for s in self.judge(self.trait, judged)])
-        return _by_question(job, read_scores(scores_path), self._questions)
-
-    def _answers(self, stage: str, grid: Sequence[Cell]) -> dict[Cell, list[Rollout]]:
-        """The answers of a finished stage by cell."""
-        names = {str(cell): cell for cell in (Cell("unsteered"), *grid)}
-        path = self.folder.path / f"{stage}-rollouts.jsonl"
-        answers: dict[Cell, list[Rollout]] = {cell: [] for cell in names.values()}
-        for record in read_jsonl(path):
-            answers[names[record["cell"]]].append(Rollout.from_dict(record))
-        return answers
+        by_cell: dict[Cell, list[Rollout]] = {cell: [] for cell in job.cells}
+        for cell, rollout in zip(job.cells, rollouts, strict=True):
+            by_cell[cell].append(rollout)
+        return _by_question(job, read_scores(scores_path), self._questions), by_cell
 
     def _divergences(self, unsteered: Sequence[Rollout], grid: Sequence[Cell]) -> Float[np.ndarray, " cell"]:
         """Mean next-token divergence of every cell over the first unsteered answer to each prompt."""

@@ -24,9 +24,9 @@ from persona_lens.pocket.trait_files import QUESTIONS, pocket_trait, trait_quest
 from persona_lens.pocket_lab.capability import capability
 from persona_lens.pocket_lab.prescription import Prescription, prescribe
 from persona_lens.progress import Progress, silent
-from persona_lens.prompts import Polarity, evaluation_prompts
+from persona_lens.prompts import Polarity, Prompt, evaluation_prompts
 from persona_lens.reliability import shared_baseline_interval
-from persona_lens.sampling import rows_of, sample
+from persona_lens.sampling import Rollout, Row, rows_of, sample
 from persona_lens.steering import Intervention, add, row_plan, steer
 from persona_lens.vectors import PersonaVectors
 
@@ -55,15 +55,23 @@ class Scored:
     coherence: Float[np.ndarray, " answer"]
 
 
+def _prompts(trait: str, split: Split, polarity: Polarity, questions: slice) -> list[Prompt]:
+    """A slice of the trait's evaluation questions under its prompts of a polarity."""
+    return [p for p in evaluation_prompts(pocket_trait(trait, split), polarity) if p.question in range(QUESTIONS)[questions]]
+
+
+def _scored(trait: str, split: Split, rows: Sequence[Row], answers: Sequence[Rollout]) -> Float[np.ndarray, "answer score"]:
+    """The oracle's trait score and coherence of each answer."""
+    scores = oracle()(pocket_trait(trait, split), [Judged(p.user, a.text) for (p, _), a in zip(rows, answers, strict=True)])
+    return np.array([(s.trait, s.coherence) for s in scores], dtype=float)
+
+
 def judge_answers(
     model: ChatModel, trait: str, split: Split, polarity: Polarity, questions: slice, samples: int, seed: int
 ) -> Scored:
     """Sample answers to a slice of the trait's evaluation questions and have the oracle score them."""
-    prompts = [p for p in evaluation_prompts(pocket_trait(trait, split), polarity) if p.question in range(QUESTIONS)[questions]]
-    rows = rows_of(prompts, samples)
-    answers = sample(model, rows, SAMPLING, seed=seed)
-    scores = oracle()(pocket_trait(trait, split), [Judged(p.user, a.text) for (p, _), a in zip(rows, answers, strict=True)])
-    return Scored(np.array([s.trait for s in scores], dtype=float), np.array([s.coherence for s in scores], dtype=float))
+    rows = rows_of(_prompts(trait, split, polarity, questions), samples)
+    return Scored(*_scored(trait, split, rows, sample(model, rows, SAMPLING, seed=seed)).T)
 
 
 def elicitation(model: ChatModel, trait: str, split: Split, *, samples: int = 4, seed: int = 1) -> Elicitation:
@@ -86,13 +94,11 @@ def steered_answers(
     conditions: Sequence[Sequence[Intervention]],
 ) -> list[Scored]:
     """Scores of default answers under several interventions, all in one batched pass, one `Scored` per condition."""
-    prompts = [p for p in evaluation_prompts(pocket_trait(trait, split)) if p.question in range(QUESTIONS)[questions]]
-    rows = [((p, i), k) for p in prompts for k in range(len(conditions)) for i in range(samples)]
-    with row_plan(model, [conditions[k] for _, k in rows]).active():
-        answers = sample(model, [row for row, _ in rows], SAMPLING, seed=seed)
-    scores = oracle()(pocket_trait(trait, split), [Judged(p.user, a.text) for ((p, _), _), a in zip(rows, answers, strict=True)])
-    owner = np.array([k for _, k in rows])
-    values = np.array([(s.trait, s.coherence) for s in scores], dtype=float)
+    prompts = _prompts(trait, split, "neutral", questions)
+    placed = [((p, i), k) for p in prompts for k in range(len(conditions)) for i in range(samples)]
+    rows, owner = [row for row, _ in placed], np.array([k for _, k in placed])
+    with row_plan(model, [conditions[k] for k in owner]).active():
+        values = _scored(trait, split, rows, sample(model, rows, SAMPLING, seed=seed))
     return [Scored(*values[owner == k].T) for k in range(len(conditions))]
 
 
