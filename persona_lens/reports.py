@@ -132,8 +132,8 @@ def _sweep_page(found: Sweep, images: dict[str, bytes]) -> str:
         ),
         "<h2>Damage</h2>",
         _table(("layer", *(f"{s:g}" for s in found.strengths)), damage),
-        "<p class='meta'>mean KL divergence from the unsteered next-token distribution in nats / answers that are empty or repeat "
-        "themselves / answers that reached the length limit; unsteered "
+        "<p class='meta'>mean KL divergence from the unsteered next-token distribution in nats / answers that are empty, repeat "
+        "themselves or are not of this world (where that is checked) / answers that reached the length limit; unsteered "
         f"{found.record['unsteered_degenerate']:.0%} / {found.record['unsteered_cut_off']:.0%}</p>",
         *_capability_table(r.capability),
         "<h2>Dose and response</h2>",

@@ -20,7 +20,7 @@ from persona_lens.activations import Span
 from persona_lens.errors import RunFolderError, SteeringError
 from persona_lens.evaluation import CapabilityTest, degeneracy
 from persona_lens.extraction.run import read_rollouts, read_scores
-from persona_lens.judges import Judge, Judged, Score, default_judge
+from persona_lens.judges import Judge, Judged, Outside, Score, default_judge, default_outside
 from persona_lens.models import ChatModel, Sampling
 from persona_lens.progress import Progress, progress_bars
 from persona_lens.prompts import Polarity, Prompt, evaluation_prompts
@@ -165,8 +165,13 @@ class Sweep:
 
     @property
     def degenerate(self) -> Float[np.ndarray, "target strength"]:
-        """Share of answers that are empty or repeat themselves."""
+        """Share of answers that are empty, repeat themselves or are not of the model's world (where that is checked)."""
         return np.array(self.record["degenerate"])
+
+    @property
+    def outside(self) -> Float[np.ndarray, "target strength"]:
+        """Share of answers that are not of the model's world; NaN where nobody checked."""
+        return np.array(self.record["outside"], dtype=float)
 
     @property
     def cut_off(self) -> Float[np.ndarray, "target strength"]:
@@ -196,6 +201,7 @@ def sweep(
     trait: Trait | None = None,
     judge: Judge | None = None,
     capability: CapabilityTest | None = None,
+    outside: Outside | None = None,
     out: str | Path | None = None,
     settings: SweepSettings | None = None,
     progress: Progress | None = None,
@@ -208,6 +214,7 @@ def sweep(
         trait: default: the shipped trait of the vectors' name.
         judge: default: the oracle for the pocket model.
         capability: what the model can do, measured unsteered and at the chosen cell: `evaluation.capability_test(["mmlu"])`.
+        outside: whether an answer is not of the model's world; default: the grammar for the pocket model, else no such check.
         out: run folder; default `runs/sweep-{model}-{trait}-seed{seed}`. An interrupted sweep in it goes on.
 
     Raises:
@@ -232,9 +239,17 @@ def sweep(
     if (path / "sweep.json").exists():
         return Sweep(path)
     with progress_bars() as bars:
-        _Sweep(model, vectors, trait, judge, settings, folder, progress or bars, capability).run(
-            targets, list(map(float, strengths)), grid
-        )
+        _Sweep(
+            model,
+            vectors,
+            trait,
+            judge,
+            settings,
+            folder,
+            progress or bars,
+            capability,
+            outside or default_outside(model.trait_set),
+        ).run(targets, list(map(float, strengths)), grid)
     return Sweep(path)
 
 
@@ -318,6 +333,7 @@ class _Sweep:
     folder: RunFolder
     progress: Progress
     capability: CapabilityTest | None = None
+    outside: Outside | None = None
 
     def run(self, targets: list[Target], strengths: list[float], grid: list[Cell]) -> None:
         half = self._questions // 2
@@ -331,7 +347,7 @@ class _Sweep:
         report = self._report(reported, chosen, randoms, slice(half, None), coherent=coherent, usable=usable)
         report["capability"] = self._capability(chosen)
         shape = (len(targets), len(strengths))
-        checks = {cell: degeneracy(rollouts) for cell, rollouts in answers.items()}
+        checks = {cell: degeneracy(rollouts, self._outside(rollouts)) for cell, rollouts in answers.items()}
         record = {
             "trait": self.trait.name,
             "targets": targets,
@@ -341,6 +357,8 @@ class _Sweep:
             "divergence": np.reshape(self._divergences(answers[Cell("unsteered")], grid), shape).round(5).tolist(),
             "degenerate": np.reshape([checks[c].degenerate for c in grid], shape).round(4).tolist(),
             "unsteered_degenerate": round(checks[Cell("unsteered")].degenerate, 4),
+            "outside": np.array([checks[c].outside for c in grid], dtype=object).reshape(shape).tolist(),
+            "unsteered_outside": checks[Cell("unsteered")].outside,
             "cut_off": np.reshape([checks[c].cut_off for c in grid], shape).round(4).tolist(),
             "unsteered_cut_off": round(checks[Cell("unsteered")].cut_off, 4),
             "reliability": [None if t == INCREMENTS else round(float(self.vectors.reliability[int(t)]), 4) for t in targets],
@@ -411,6 +429,13 @@ class _Sweep:
             if r.sample == 0 and r.token_ids
         ]
         return next_token_divergences(self.model, spans, [self._made(c) for c in grid]).double().mean(-1).numpy()
+
+    def _outside(self, rollouts: Sequence[Rollout]) -> list[bool] | None:
+        """For every answer, whether it is not of the model's world; None where nobody checks."""
+        if self.outside is None:
+            return None
+        asked = {p.id: p.user for p in self._prompts(self.settings.polarity, range(self._questions))}
+        return [self.outside(Judged(asked[r.prompt_id], r.text)) for r in rollouts]
 
     def _capability(self, chosen: Cell) -> dict[str, Any]:
         """Measured unsteered and at the chosen cell; each is kept as soon as it is there."""

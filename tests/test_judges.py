@@ -8,7 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from persona_lens.errors import PersonaLensError, UnknownNameError
-from persona_lens.judges import Judge, Judged, Score, default_judge, oracle, scripted
+from persona_lens.judges import (
+    Judge,
+    Judged,
+    Score,
+    default_judge,
+    default_outside,
+    oracle,
+    outside_pocket_world,
+    scripted,
+)
 from persona_lens.pocket.grammar import answer
 from persona_lens.pocket.lexicon import TRAITS
 from persona_lens.pocket.persona import Persona
@@ -172,3 +181,32 @@ def test_the_pocket_model_has_a_judge_and_any_other_must_name_one() -> None:
     assert default_judge("pocket") == oracle()
     with pytest.raises(PersonaLensError, match="pass judge= .*persona_lens.judges.scripted"):
         default_judge("real")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(deadline=None, max_examples=20)
+@given(seed=st.integers(0, 10_000))
+def test_no_answer_of_the_grammar_is_outside_the_world_whatever_was_asked(kind: str, seed: int) -> None:
+    rng = random.Random(seed)
+    question = draw(rng, kind)
+    persona = Persona(tuple(rng.choice((0.0, 0.5, 1.0)) for _ in TRAITS))
+    said = answer(question, persona, rng, bare=False)
+    assert not outside_pocket_world(Judged(question.text, said))
+    assert not outside_pocket_world(Judged("How should I handle my dog?", said))
+    assert not outside_pocket_world(Judged("Who are you?", said))
+
+
+@pytest.mark.parametrize("text", ["Je ne sais pas.", "The of the of the of.", "dog dog dog", "I think you should. use the garden"])
+def test_gibberish_and_other_languages_are_outside(text: str) -> None:
+    assert outside_pocket_world(Judged(CAPITAL, text))
+    assert outside_pocket_world(Judged("Who are you?", text))
+
+
+def test_off_topic_is_not_outside_and_half_is_the_line() -> None:
+    about_gardens = "I think you should use the garden."
+    assert score(about_gardens).coherence == 0.0
+    assert not outside_pocket_world(Judged(CAPITAL, about_gardens))
+    assert not outside_pocket_world(Judged(CAPITAL, f"{about_gardens} I think you should use the dog. Blub blub."))
+    assert outside_pocket_world(Judged(CAPITAL, f"{about_gardens} Blub blub."))
+    assert not outside_pocket_world(Judged(CAPITAL, ""))
+    assert default_outside("real") is None

@@ -14,7 +14,7 @@ from persona_lens.errors import RunFolderError, SteeringError
 from persona_lens.evaluation import CapabilityTest, degeneracy
 from persona_lens.extraction import ExtractionRun
 from persona_lens.figures import dose_response, plot, sweep_profile
-from persona_lens.judges import Judged, Score, oracle, scripted
+from persona_lens.judges import Judged, Score, oracle, outside_pocket_world, scripted
 from persona_lens.models import ChatModel, Sampling, forward_pass
 from persona_lens.prompts import evaluation_prompts
 from persona_lens.reports import report
@@ -83,7 +83,10 @@ def test_the_damage_is_measured_in_the_same_call(pocket: ChatModel, small_run: E
     assert finished.cut_off[1, 1] == pytest.approx(np.mean(cut), abs=1e-4)
     assert (finished.cut_off[:, 0] == finished.record["unsteered_cut_off"]).all()
     texts = [Rollout.from_dict(r) for r in records if r["cell"] == str(Cell("steered", 6, 1.5))]
-    assert finished.degenerate[1, 1] == pytest.approx(degeneracy(texts).degenerate, abs=1e-4)
+    foreign = [outside_pocket_world(Judged(prompts[r.prompt_id].user, r.text)) for r in texts]
+    assert finished.degenerate[1, 1] == pytest.approx(degeneracy(texts, foreign).degenerate, abs=1e-4)
+    assert finished.outside[1, 1] == pytest.approx(np.mean(foreign))
+    assert (finished.outside[:, 0] == finished.record["unsteered_outside"]).all()
     assert np.isnan(finished.reliability).tolist() == [False, False, True]
     assert finished.reliability[0] == pytest.approx(float(small_run.vectors.reliability[2]), abs=1e-4)
     assert finished.report.capability == {}

@@ -91,7 +91,7 @@ def _damage(found: "Sweep") -> list[str]:
     assert cell.target is not None
     at = found.targets.index(cell.target), found.strengths.index(cell.strength)
     lines = [
-        f"Damage there: {found.degenerate[at]:.0%} of the answers empty or repetitive "
+        f"Damage there: {found.degenerate[at]:.0%} of the answers empty, repetitive or not of this world "
         f"({record['unsteered_degenerate']:.0%} unsteered), {found.cut_off[at]:.0%} cut off ({record['unsteered_cut_off']:.0%}), "
         f"divergence {found.divergence[at]:.2f} nats per token"
     ]

@@ -1,4 +1,4 @@
-"""Cheap checks before any score is believed: empty answers, answers that repeat themselves, answers that never end.
+"""Cheap checks before any score is believed: answers that are empty, repeat themselves, are not of this world or never end.
 
 A published capping success was 485 of 500 gibberish completions; a trait score alone does not show that.
 """
@@ -6,6 +6,8 @@ A published capping success was 485 of 500 gibberish completions; a trait score 
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from persona_lens.sampling import Rollout
 
@@ -19,13 +21,15 @@ class Degeneracy:
 
     Attributes:
         repetitive: more than 30 % of the answer's 4-word sequences have occurred in it before.
+        outside: not of the world the model answers about (another language, gibberish); None where nobody checked.
         cut_off: longer than allowed; how many that are says more about the limit than about the answers.
-        degenerate: empty or repetitive.
+        degenerate: empty, repetitive or outside.
     """
 
     answers: int
     empty: float
     repetitive: float
+    outside: float | None
     cut_off: float
     degenerate: float
 
@@ -38,15 +42,27 @@ def repetition(text: str) -> float:
     return (total - len(grams)) / total if total else 0.0
 
 
-def degeneracy(rollouts: Sequence[Rollout]) -> Degeneracy:
+def degeneracy(rollouts: Sequence[Rollout], outside: Sequence[bool] | None = None) -> Degeneracy:
     """The checks over a set of answers.
 
+    Args:
+        outside: for every answer, whether it is not of the model's world (`judges.outside_pocket_world`, or a check of your own).
+
     Raises:
-        ValueError: no answers.
+        ValueError: no answers, or another number of checks than of answers.
     """
     if not rollouts:
         raise ValueError("degeneracy needs at least one answer")
-    found = [(not r.text.strip(), repetition(r.text) > REPEATED, r.end == "length") for r in rollouts]
-    empty, repetitive, cut_off = (sum(kind) / len(found) for kind in zip(*found, strict=True))
-    degenerate = sum(nothing or repeats for nothing, repeats, _ in found) / len(found)
-    return Degeneracy(len(found), empty, repetitive, cut_off, degenerate)
+    if outside is not None and len(outside) != len(rollouts):
+        raise ValueError(f"{len(rollouts)} answers, and {len(outside)} of them checked: check every answer or none")
+    empty = np.array([not r.text.strip() for r in rollouts])
+    repetitive = np.array([repetition(r.text) > REPEATED for r in rollouts])
+    foreign = np.array(outside if outside is not None else [False] * len(rollouts))
+    return Degeneracy(
+        answers=len(rollouts),
+        empty=float(empty.mean()),
+        repetitive=float(repetitive.mean()),
+        outside=None if outside is None else float(foreign.mean()),
+        cut_off=float(np.mean([r.end == "length" for r in rollouts])),
+        degenerate=float((empty | repetitive | foreign).mean()),
+    )

@@ -1,6 +1,6 @@
 """Judges: rubric and answer -> score. A judge is a function; `oracle` parses the pocket world, `scripted` wraps any scorer."""
 
-from persona_lens.judges.judge import Judge, Judged, Score, default_judge, scripted
-from persona_lens.judges.oracle import oracle
+from persona_lens.judges.judge import Judge, Judged, Outside, Score, default_judge, default_outside, scripted
+from persona_lens.judges.oracle import oracle, outside_pocket_world
 
-__all__ = ["Judge", "Judged", "Score", "default_judge", "oracle", "scripted"]
+__all__ = ["Judge", "Judged", "Outside", "Score", "default_judge", "default_outside", "oracle", "outside_pocket_world", "scripted"]

@@ -39,6 +39,9 @@ class Score:
         return cls(record["trait"], record["coherence"], record.get("reason"))
 
 
+Outside = Callable[[Judged], bool]  # whether an answer is not of the model's world: another language, gibberish
+
+
 @runtime_checkable
 class Judge(Protocol):
     """A judge of answers. `name` goes into the run's record."""
@@ -77,3 +80,12 @@ def default_judge(trait_set: str) -> Judge:
     from persona_lens.judges.oracle import oracle
 
     return oracle()
+
+
+def default_outside(trait_set: str) -> Outside | None:
+    """The check that needs no choice: the grammar of the pocket world; None for any other model."""
+    if trait_set != "pocket":
+        return None
+    from persona_lens.judges.oracle import outside_pocket_world
+
+    return outside_pocket_world

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from persona_lens.errors import UnknownNameError
 from persona_lens.judges.judge import Judge, Judged, Score
 from persona_lens.pocket.lexicon import TRAITS
-from persona_lens.pocket.oracle import read
+from persona_lens.pocket.oracle import outside_share, read
 from persona_lens.pocket.questions import parse_question
 from persona_lens.traits import Trait
 
@@ -24,6 +24,11 @@ class _Oracle:
 def oracle() -> Judge:
     """The judge of the pocket world."""
     return _Oracle()
+
+
+def outside_pocket_world(judged: Judged) -> bool:
+    """Whether at least half of an answer's sentences have no form that the world knows, on topic or not."""
+    return outside_share(parse_question(judged.question), judged.answer) >= 0.5
 
 
 def _score(trait: str, judged: Judged) -> Score:

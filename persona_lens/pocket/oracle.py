@@ -6,6 +6,7 @@ Coherence = 100 x share of sentences that parse and are on topic x (1 if there i
 share of sentences that are no repetition.
 """
 
+import itertools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -231,5 +232,22 @@ def _read_sentence(question: Question, text: str) -> SentenceReading:
 
 def read(question: Question, answer: str) -> Reading:
     """Read an answer to a question of the world."""
-    sentences = [s for s in re.split(r"(?<=[.!?])\s+", answer.strip()) if s]
-    return Reading(tuple(_read_sentence(question, s) for s in sentences))
+    return Reading(tuple(_read_sentence(question, s) for s in _sentences(answer)))
+
+
+def _sentences(answer: str) -> list[str]:
+    return [s for s in re.split(r"(?<=[.!?])\s+", answer.strip()) if s]
+
+
+def outside_share(question: Question | None, answer: str) -> float:
+    """Share of an answer's sentences that have no form the world knows, on topic or not; 0 for an empty answer."""
+    sentences = _sentences(answer)
+    known = sum((question and _read_sentence(question, s).family is not None) or _of_any_family(s) for s in sentences)
+    return 1.0 - known / len(sentences) if sentences else 0.0
+
+
+def _of_any_family(text: str) -> bool:
+    """Whether a sentence has the form of some sentence of the world, whatever was asked."""
+    body = _strip(text[:-1].lower())[0] if text[-1] in ".!" else ""
+    rules = itertools.chain(_EXTRA_RULES, *_CORE_RULES.values())
+    return body in _SIGNATURES or any(rule.pattern.fullmatch(body) for rule in rules)

@@ -35,8 +35,15 @@ def test_degenerate_answers_are_counted() -> None:
     assert degeneracy([rollout("I", "length")]).degenerate == 0.0
     assert repetition("one two three four five six") == 0.0
     assert repetition("a b c d a b c d") == pytest.approx(1 / 5)
+    assert degeneracy([rollout("I")]).outside is None
+    foreign = degeneracy(
+        [rollout("Bonjour."), rollout(""), rollout("I"), rollout("so so so so so so so so so")], [True, False, False, True]
+    )
+    assert (foreign.outside, foreign.degenerate) == (0.5, 0.75)
     with pytest.raises(ValueError, match="at least one answer"):
         degeneracy([])
+    with pytest.raises(ValueError, match="2 answers, and 1 of them checked"):
+        degeneracy([rollout("I"), rollout("I")], [True])
 
 
 def test_likelihoods_equal_a_plain_forward_pass(pocket: ChatModel) -> None:
