@@ -19,6 +19,7 @@ _HOME: Final = {
     "rotate": "steering",
     "steer": "steering",
     "extract": "extraction",
+    "geometry": "",
     "judges": "",
     "list_traits": "traits",
     "load_model": "models",
@@ -41,6 +42,7 @@ __all__ = [
     "add_increments",
     "cap",
     "extract",
+    "geometry",
     "judges",
     "list_traits",
     "load_model",
@@ -56,7 +58,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from persona_lens import judges
+    from persona_lens import geometry, judges
     from persona_lens.extraction import extract, load_run
     from persona_lens.figures import plot
     from persona_lens.models import ChatModel, load_model

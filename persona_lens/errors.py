@@ -47,3 +47,7 @@ class LineageError(PersonaLensError):
 
 class SteeringError(PersonaLensError):
     """An intervention that cannot be applied as it was asked for."""
+
+
+class GeometryError(PersonaLensError):
+    """Vectors that cannot be compared, or a comparison they are too few for."""

@@ -149,6 +149,32 @@ def assess(differences: Float[np.ndarray, "question layer d_model"], *, seed: in
     )
 
 
+def jackknife_interval(
+    estimate: Float[np.ndarray, "*shape"], left_out: Float[np.ndarray, "question *shape"]
+) -> tuple[Float[np.ndarray, "*shape"], Float[np.ndarray, "*shape"]]:
+    """95 % interval of a statistic from its values without each question (Student's t around the estimate, n - 1 degrees).
+
+    A percentile bootstrap repeats questions, and repeated questions multiply their noise with itself: for norms and cosines it
+    covers the truth in less than 80 % of cases at 20 questions. The jackknife of *unbiased* inner products repeats none.
+    """
+    n = len(left_out)
+    spread = np.sqrt((n - 1) ** 2 / n) * left_out.std(0, ddof=1)
+    half = float(student_t.ppf(0.975, n - 1)) * spread
+    return estimate - half, estimate + half
+
+
+def sign_flip_test(
+    values: Float[np.ndarray, "question test"], *, n_flips: int = N_FLIPS, seed: int = 0
+) -> tuple[Float[np.ndarray, " test"], float]:
+    """Two-sided sign-flip tests of zero means, p = (1 + #>=) / (1 + flips), and p of the largest (max-T over the tests)."""
+    signs = _flips(len(values), n_flips, seed)
+    scale = np.sqrt((values**2).sum(0)) + np.finfo(float).tiny
+    observed, flipped = np.abs(values.sum(0)) / scale, np.abs(signs @ values) / scale
+    p_value = (1 + (flipped >= observed - 1e-9).sum(0)) / (1 + len(signs))
+    p_largest = (1 + int((flipped.max(1) >= observed.max() - 1e-9).sum())) / (1 + len(signs))
+    return p_value, p_largest
+
+
 def shared_baseline_interval(effects: Float[np.ndarray, "direction question"]) -> tuple[float, tuple[float, float]]:
     """Mean effect of several directions that were all compared with the same unsteered answers, and its 95 % interval.
 

@@ -210,6 +210,28 @@ class RunFolder:
         truncate_jsonl(path, whole)
         return chunks
 
+    def fill(
+        self,
+        file: str,
+        n: int,
+        records: Callable[[range], Sequence[Mapping[str, Any]]],
+        *,
+        chunk: int,
+        told: Callable[[int], object] = int,
+    ) -> None:
+        """Fill a JSONL file up to `n` records, chunk by chunk, going on where it stopped.
+
+        Args:
+            records: makes the records of a chunk.
+            told: called with how many there are, at the start and after every chunk; default: nobody is.
+        """
+        chunks = [range(i, min(i + chunk, n)) for i in range(0, n, chunk)]
+        done = self.done(file, [len(c) for c in chunks])
+        told(chunks[done].start if done < len(chunks) else n)
+        for rows in chunks[done:]:
+            append_jsonl(self.path / file, records(rows))
+            told(rows.stop)
+
 
 def _check_same(manifest: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     for key, value in json.loads(json.dumps(dict(now))).items():

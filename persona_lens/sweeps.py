@@ -27,7 +27,7 @@ from persona_lens.prompts import Polarity, Prompt, evaluation_prompts
 from persona_lens.reliability import mean_interval, shared_baseline_interval
 from persona_lens.sampling import DEFAULT_BATCH_ROWS, Rollout, Row, sample
 from persona_lens.steering import Intervention, Where, add, add_increments, next_token_divergences, row_plan, steer
-from persona_lens.store import RunFolder, append_jsonl, read_json, write_json
+from persona_lens.store import RunFolder, read_json, write_json
 from persona_lens.traits import Trait, load_trait
 from persona_lens.vectors import PersonaVectors, hook_name
 
@@ -394,13 +394,10 @@ class _Sweep:
 
     def _stage(self, stage: str, job: _Job) -> tuple[dict[Cell, Readings], dict[Cell, list[Rollout]]]:
         """Sample and judge chunk by chunk (resuming): averages per cell and question, and the answers of each cell."""
-        chunks = [range(i, min(i + CHUNK_ROWS, len(job.rows))) for i in range(0, len(job.rows), CHUNK_ROWS)]
-        sizes = [len(c) for c in chunks]
         rollouts_path, scores_path = (self.folder.path / f"{stage}-{kind}.jsonl" for kind in ("rollouts", "scores"))
         made = {cell: tuple(self._made(cell)) for cell in dict.fromkeys(job.cells)}
-        done = self.folder.done(rollouts_path.name, sizes)
-        self.progress(stage, sum(sizes[:done]), len(job.rows))
-        for chunk in chunks[done:]:
+
+        def answered(chunk: range) -> list[dict[str, Any]]:
             with row_plan(self.model, [made[job.cells[i]] for i in chunk]).active():
                 answers = sample(
                     self.model,
@@ -409,12 +406,17 @@ class _Sweep:
                     seed=self.settings.seed,
                     batch_rows=self.settings.batch_rows,
                 )
-            append_jsonl(rollouts_path, [{"cell": str(job.cells[i]), **r.as_dict()} for i, r in zip(chunk, answers, strict=True)])
-            self.progress(stage, chunk.stop, len(job.rows))
+            return [{"cell": str(job.cells[i]), **r.as_dict()} for i, r in zip(chunk, answers, strict=True)]
+
+        total = len(job.rows)
+        self.folder.fill(rollouts_path.name, total, answered, chunk=CHUNK_ROWS, told=lambda n: self.progress(stage, n, total))
         rollouts = read_rollouts(rollouts_path)
-        for chunk in chunks[self.folder.done(scores_path.name, sizes) :]:
+
+        def scored(chunk: range) -> list[dict[str, Any]]:
             judged = [Judged(job.rows[i][0].user, rollouts[i].text) for i in chunk]
-            append_jsonl(scores_path, [s.as_dict() for s in self.judge(self.trait, judged)])
+            return [s.as_dict() for s in self.judge(self.trait, judged)]
+
+        self.folder.fill(scores_path.name, total, scored, chunk=CHUNK_ROWS)
         by_cell: dict[Cell, list[Rollout]] = {cell: [] for cell in job.cells}
         for cell, rollout in zip(job.cells, rollouts, strict=True):
             by_cell[cell].append(rollout)

@@ -6,7 +6,7 @@ from typing import NoReturn
 
 import typer
 
-from persona_lens.cli import chat, demo, extract, pocket, report, steer, sweep, traits
+from persona_lens.cli import chat, demo, extract, geometry, pocket, report, steer, sweep, traits
 from persona_lens.errors import PersonaLensError
 
 app = typer.Typer(
@@ -22,6 +22,9 @@ app.command("extract")(extract.extract)
 app.command("steer")(steer.steer)
 app.command("sweep")(sweep.sweep)
 app.command("chat")(chat.chat)
+app.command("geometry")(geometry.geometry)
+app.command("roles")(geometry.roles)
+app.command("spill-over")(geometry.spill_over)
 app.command("report")(report.report)
 app.add_typer(traits.app, name="traits")
 app.add_typer(pocket.app, name="pocket")

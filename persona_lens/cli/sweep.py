@@ -58,7 +58,7 @@ def sweep(
         batch_rows=batch_rows,
     )
     chosen: list[Target] | Literal["all"] = "all" if layers == "all" else [_target(x.strip()) for x in layers.split(",")]
-    doses = [_number(x.strip()) for x in strengths.split(",")]
+    doses = numbers(strengths)
     test, steering = _capability(tasks, task_limit, seed), vectors_of(vectors, pooling)
     found = run_sweep(
         load_model(model, device=device),
@@ -123,6 +123,11 @@ def _target(text: str) -> "Target":
     if not text.lstrip("-").isdigit():
         raise UnknownNameError("layer", text, ["all", "increments", "0", "1"])
     return int(text)
+
+
+def numbers(text: str) -> list[float]:
+    """Strengths as they are written on the command line: 0.5,1,1.5."""
+    return [_number(x.strip()) for x in text.split(",")]
 
 
 def _number(text: str) -> float:

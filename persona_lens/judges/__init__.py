@@ -1,6 +1,31 @@
 """Judges: rubric and answer -> score. A judge is a function; `oracle` parses the pocket world, `scripted` wraps any scorer."""
 
-from persona_lens.judges.judge import Judge, Judged, Outside, Score, default_judge, default_outside, scripted
-from persona_lens.judges.oracle import oracle, outside_pocket_world
+from persona_lens.judges.judge import (
+    Adherence,
+    Judge,
+    Judged,
+    Outside,
+    RoleJudge,
+    Score,
+    default_judge,
+    default_outside,
+    default_role_judge,
+    scripted,
+)
+from persona_lens.judges.oracle import oracle, outside_pocket_world, role_oracle
 
-__all__ = ["Judge", "Judged", "Outside", "Score", "default_judge", "default_outside", "oracle", "outside_pocket_world", "scripted"]
+__all__ = [
+    "Adherence",
+    "Judge",
+    "Judged",
+    "Outside",
+    "RoleJudge",
+    "Score",
+    "default_judge",
+    "default_outside",
+    "default_role_judge",
+    "oracle",
+    "outside_pocket_world",
+    "role_oracle",
+    "scripted",
+]

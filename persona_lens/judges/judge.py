@@ -39,6 +39,21 @@ class Score:
         return cls(record["trait"], record["coherence"], record.get("reason"))
 
 
+@dataclass(frozen=True)
+class Adherence:
+    """How far an answer is in its role: 0 not at all, 1 a trace, 2 mostly, 3 fully (arXiv 2601.10387); None with a reason."""
+
+    value: int | None
+    reason: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.value is not None and self.value not in (0, 1, 2, 3):
+            raise ValueError(f"role adherence is 0, 1, 2 or 3, not {self.value}")
+        if self.value is None and not self.reason:
+            raise ValueError("a missing adherence needs a reason")
+
+
+RoleJudge = Callable[[str, Sequence[Judged]], list[Adherence]]  # (role, answers) -> one adherence per answer
 Outside = Callable[[Judged], bool]  # whether an answer is not of the model's world: another language, gibberish
 
 
@@ -89,3 +104,16 @@ def default_outside(trait_set: str) -> Outside | None:
     from persona_lens.judges.oracle import outside_pocket_world
 
     return outside_pocket_world
+
+
+def default_role_judge(trait_set: str) -> RoleJudge:
+    """The judge of roles that needs no choice: the oracle on the pocket model.
+
+    Raises:
+        PersonaLensError: any other model needs a judge to be passed.
+    """
+    if trait_set != "pocket":
+        raise PersonaLensError("no judge of roles given, and the oracle reads pocket models only: pass judge= from Python")
+    from persona_lens.judges.oracle import role_oracle
+
+    return role_oracle

@@ -4,11 +4,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from persona_lens.errors import UnknownNameError
-from persona_lens.judges.judge import Judge, Judged, Score
+from persona_lens.judges.judge import Adherence, Judge, Judged, Score
 from persona_lens.pocket.lexicon import TRAITS
 from persona_lens.pocket.oracle import outside_share, read
 from persona_lens.pocket.questions import parse_question
+from persona_lens.pocket.roles import ROLES
 from persona_lens.traits import Trait
+
+_ROLES = tuple(r.name for r in ROLES)
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,21 @@ class _Oracle:
 def oracle() -> Judge:
     """The judge of the pocket world."""
     return _Oracle()
+
+
+def role_oracle(role: str, answers: Sequence[Judged]) -> list[Adherence]:
+    """How far answers are in a role of the pocket world: its opener counts 1, one of its sentences 2.
+
+    Raises:
+        UnknownNameError: the world has no such role.
+    """
+    if role not in _ROLES:
+        raise UnknownNameError("role of the pocket world", role, _ROLES)
+    asked = [parse_question(a.question) for a in answers]
+    return [
+        Adherence(None, "the question is not of the pocket world") if q is None else Adherence(read(q, a.answer).role(role))
+        for q, a in zip(asked, answers, strict=True)
+    ]
 
 
 def outside_pocket_world(judged: Judged) -> bool:

@@ -1,16 +1,18 @@
-"""The seven traits as the pocket model understands them, in the schema of every trait: built from a held-out split of the world.
+"""The seven traits and 32 roles as the pocket model understands them, built from a held-out split of the world.
 
-The files that ship (`traits/data/pocket`) are those of the development split; the test split is for grading.
+The files that ship (`traits/data/pocket`, `traits/data/roles/pocket.json`) are those of the development split; the test split is
+for grading.
 """
 
 import random
 from typing import Final
 
-from persona_lens.pocket.instructions import contrast
+from persona_lens.pocket.instructions import ROLE_TEMPLATES, contrast, with_article
 from persona_lens.pocket.lexicon import TRAITS
 from persona_lens.pocket.persona import MOODS, PROPENSITY
 from persona_lens.pocket.questions import KINDS, Question, Split, draw, with_mood
-from persona_lens.traits import InstructionPair, Trait
+from persona_lens.pocket.roles import ROLES
+from persona_lens.traits import InstructionPair, Role, RoleSet, Trait
 
 QUESTIONS: Final = 20
 MOOD_SHARE: Final = 0.3
@@ -57,3 +59,24 @@ def pocket_trait(name: str, split: Split = "development") -> Trait:
 
 def pocket_traits(split: Split = "development") -> list[Trait]:
     return [pocket_trait(name, split) for name in TRAITS]
+
+
+def pocket_roles(split: Split = "development") -> RoleSet:
+    """The 32 roles of the pocket world, and twenty questions of a held-out split: as many of each kind as go, without moods."""
+    rng = random.Random(f"role questions/{split}")
+    found: dict[str, Question] = {}
+    while len(found) < QUESTIONS:
+        question = draw(rng, KINDS[len(found) % len(KINDS)], split, hard=False)
+        found.setdefault(question.key, question)
+    return RoleSet(
+        schema=1,
+        name="pocket",
+        roles=tuple(
+            Role(name=r.name, instructions=tuple(t.format(aA=with_article(r.name)) for t in ROLE_TEMPLATES[split])) for r in ROLES
+        ),
+        questions=tuple(q.text for q in found.values()),
+        rubric=(
+            "The role is {role}. Read the question and the answer and say how far the answer is spoken in that role: 0 not at all, "
+            "1 a trace, 2 mostly, 3 fully.\nQuestion: {question}\nAnswer: {answer}\nReply with the number."
+        ),
+    )

@@ -3,14 +3,15 @@
 import json
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from persona_lens.errors import TraitFileError, UnknownNameError
 from persona_lens.traits.trait import Trait
 
 TRAIT_SETS: Final = ("real", "pocket")
+Schema = TypeVar("Schema", bound=BaseModel)
 
 
 def _shipped(trait_set: str) -> dict[str, Path]:
@@ -43,7 +44,7 @@ def load_trait(name_or_path: str | Path, trait_set: str = "real") -> Trait:
 
 def read_trait(path: Path) -> Trait:
     """A trait from a JSON file of ours."""
-    return _validate(_read_json(path), path)
+    return validated(Trait, read_json_object(path), path)
 
 
 def write_trait(trait: Trait, path: Path) -> None:
@@ -58,7 +59,7 @@ def read_paper_pair(extraction: Path, evaluation: Path, *, name: str, descriptio
         name: the trait's name; it also becomes the positive adjective, with "helpful" as its opposite, as in the authors' code.
         description: the files hold none; without one the name stands in.
     """
-    first, second = _read_json(extraction), _read_json(evaluation)
+    first, second = read_json_object(extraction), read_json_object(evaluation)
     for record, path in ((first, extraction), (second, evaluation)):
         missing = [key for key in ("instruction", "questions", "eval_prompt") if key not in record]
         if missing:
@@ -79,10 +80,15 @@ def read_paper_pair(extraction: Path, evaluation: Path, *, name: str, descriptio
         "evaluation_questions": second["questions"],
         "rubric": first["eval_prompt"],
     }
-    return _validate(record, Path(f"{extraction} and {evaluation}"))
+    return validated(Trait, record, Path(f"{extraction} and {evaluation}"))
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json_object(path: Path) -> dict[str, Any]:
+    """The JSON object of a file.
+
+    Raises:
+        TraitFileError: it is missing, unreadable, or no object.
+    """
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -94,12 +100,17 @@ def _read_json(path: Path) -> dict[str, Any]:
     return record  # pyright: ignore[reportUnknownVariableType]
 
 
-def _validate(record: dict[str, Any], path: Path) -> Trait:
+def validated(schema: type[Schema], record: dict[str, Any], path: Path) -> Schema:
+    """A record of a schema.
+
+    Raises:
+        TraitFileError: it breaks the schema (file and field are named).
+    """
     try:
-        return Trait.model_validate(record)
+        return schema.model_validate(record)
     except ValidationError as error:
         first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"]) or "trait"
+        field = ".".join(str(part) for part in first["loc"]) or schema.__name__.lower()
         message = str(first["msg"]).removeprefix("Value error, ")
         more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
         raise TraitFileError(f"{path}: field {field}: {message}{more}") from error

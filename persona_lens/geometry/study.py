@@ -1,0 +1,292 @@
+"""The geometry of stored runs in one call: everything that needs no model, as one record that a folder keeps and a report shows."""
+
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import numpy as np
+from jaxtyping import Float
+
+from persona_lens.errors import GeometryError, RunFolderError
+from persona_lens.extraction import ExtractionRun
+from persona_lens.geometry.axes import AxisAndComponent, OnAxis, axis_and_component, on_axis
+from persona_lens.geometry.clustering import Clustering, cluster
+from persona_lens.geometry.coexpression import Effects, SpillOver, foretold
+from persona_lens.geometry.cosines import LEAST_RELIABILITY, Cosines, cosines, layer_cosines
+from persona_lens.geometry.pca import PCA, pca
+from persona_lens.geometry.permutation import Mantel
+from persona_lens.geometry.roles import RoleRun
+from persona_lens.geometry.space import PersonaSpace, products, space_of_runs
+from persona_lens.geometry.subspaces import CrossValidatedRank, cross_validated_rank, varimax
+from persona_lens.store import RunFolder, read_json, write_json
+
+LEAST_MANTEL: Final = 4
+Record = TypeVar("Record")
+
+
+@dataclass(frozen=True, eq=False)
+class Roles:
+    """Roles beside the traits at the studied layer.
+
+    Attributes:
+        adherence: for every role that was asked for, answers judged 0, 1, 2 and 3.
+        assistant_reliability: split-half reliability of the Assistant Axis.
+        on_traits: the roles on every trait vector.
+    """
+
+    names: tuple[str, ...]
+    adherence: Mapping[str, tuple[int, ...]]
+    pca: PCA
+    rank: CrossValidatedRank
+    assistant_reliability: float
+    assistant_and_pc1: AxisAndComponent
+    roles_on_assistant: OnAxis
+    traits_on_assistant: OnAxis
+    on_traits: tuple[OnAxis, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class CoExpression:
+    """Spill-over beside the cosines: did these foretell it, off the diagonal?"""
+
+    layer: int
+    strengths: tuple[float, ...]
+    n_questions: int
+    answers: int
+    steered: Effects
+    prompted: Effects
+    cosines_and_steered: Mantel | None
+    cosines_and_prompted: Mantel | None
+    steered_and_prompted: Mantel | None
+
+
+@dataclass(frozen=True, eq=False)
+class Study:
+    """Everything about the geometry of some vectors that their stored questions show.
+
+    Attributes:
+        layer: where the details are taken; default: where the least reliable vector is most reliable.
+        reliability: of every vector at every layer (share of the squared norm that is no noise).
+        cosines: as they are, centred, whitened, both (whitened only with neutral residuals).
+        by_layer: disattenuated cosines, as they are, at every layer.
+        across_layers: disattenuated cosines of every vector with itself at other layers.
+        clustering: None where a vector's reliability is below .5.
+        rank: dimensions that replicate across questions.
+        rotated: varimax of the loadings on the components larger than chance, where these are at least two.
+    """
+
+    names: tuple[str, ...]
+    model: str
+    pooling: str
+    layer: int
+    n_questions: tuple[int, ...]
+    n_neutral: int
+    reliability: Float[np.ndarray, "vector layer"]
+    cosines: tuple[Cosines, ...]
+    by_layer: Float[np.ndarray, "layer vector vector"]
+    across_layers: Float[np.ndarray, "vector layer layer"]
+    clustering: Clustering | None
+    pca: PCA
+    rank: CrossValidatedRank
+    rotated: Float[np.ndarray, "vector component"] | None
+    roles: Roles | None
+    coexpression: CoExpression | None
+
+
+@dataclass(frozen=True)
+class GeometryRun:
+    """A study on disk."""
+
+    path: Path
+
+    @property
+    def study(self) -> Study:
+        return decoded(Study, read_json(self.path / "geometry.json"))
+
+
+def study_geometry(
+    runs: Sequence[ExtractionRun],
+    *,
+    roles: RoleRun | None = None,
+    spill_over: SpillOver | None = None,
+    layer: int | None = None,
+    pooling: str = "response_mean",
+    out: str | Path = "runs/geometry",
+    seed: int = 0,
+) -> GeometryRun:
+    """Study the geometry of finished runs and keep the record.
+
+    Args:
+        roles: role vectors of the same model.
+        spill_over: a spill-over matrix over the same traits.
+        layer: where the details are taken.
+
+    Raises:
+        GeometryError: fewer than three runs, or runs that cannot be compared (named).
+        RunFolderError: the folder holds another run.
+    """
+    space = space_of_runs(runs, pooling)
+    found = study(space, model=_model(runs), roles=roles, spill_over=spill_over, layer=layer, seed=seed)
+    arguments = {
+        "vectors": {r.trait: r.manifest["arguments"] for r in runs},
+        "pooling": pooling,
+        "layer": layer,
+        "roles": None if roles is None else read_json(roles.path / "run.json")["arguments"],
+        "spill_over": None if spill_over is None else read_json(spill_over.path / "run.json")["arguments"],
+        "seed": seed,
+    }
+    folder = RunFolder.open(Path(out), command="geometry", arguments=arguments, model=runs[0].manifest["model"])
+    write_json(folder.path / "geometry.json", encoded(found))
+    return GeometryRun(folder.path)
+
+
+def load_geometry(path: str | Path) -> GeometryRun:
+    """Reopen a study.
+
+    Raises:
+        RunFolderError: the folder holds none, or it is not finished.
+    """
+    folder = Path(path)
+    command = read_json(folder / "run.json").get("command")
+    if command != "geometry":
+        raise RunFolderError(f"{folder} holds a run of {command!r}, not of 'geometry'")
+    if not (folder / "geometry.json").exists():
+        raise RunFolderError(f"{folder} is not finished: run the same command again")
+    return GeometryRun(folder)
+
+
+def study(
+    space: PersonaSpace,
+    *,
+    model: str = "",
+    roles: RoleRun | None = None,
+    spill_over: SpillOver | None = None,
+    layer: int | None = None,
+    seed: int = 0,
+) -> Study:
+    """The geometry of a persona space; see `study_geometry`.
+
+    Raises:
+        GeometryError: fewer than three vectors, vectors without their questions' means, or roles and spill-over of other ones.
+    """
+    space.require(3, "a geometry study")
+    if spill_over is not None and set(spill_over.names) != set(space.names):
+        raise GeometryError(
+            f"the spill-over in {spill_over.path} is of {', '.join(spill_over.names)}; the vectors are {', '.join(space.names)}"
+        )
+    by_layer = [products(space.differences_at(at)) for at in range(space.n_layers)]
+    reliability = np.stack([p.reliability for p in by_layer], 1)
+    layer = int(reliability.min(0).argmax()) if layer is None else layer
+    kinds = [(c, w) for w in (False, True) for c in (False, True) if not w or space.neutral is not None]
+    tables = tuple(cosines(space, layer, centred=c, whitened=w, seed=seed) for c, w in kinds)
+    components = pca(space, layer, seed=seed)
+    significant = components.chance.significant if components.chance else 0
+    there = np.asarray(np.isfinite(space.differences_at(layer)).all(-1))
+    return Study(
+        space.names,
+        model,
+        space.pooling,
+        layer,
+        tuple(int(n) for n in there.sum(1)),
+        0 if space.neutral is None else len(space.neutral),
+        reliability,
+        tables,
+        by_layer=np.stack([cosines(space, at, seed=seed).value for at in range(space.n_layers)]),
+        across_layers=np.stack([layer_cosines(space, name) for name in space.names]),
+        clustering=cluster(space, layer, seed=seed) if reliability[:, layer].min() >= LEAST_RELIABILITY else None,
+        pca=components,
+        rank=_rank(space, layer, seed),
+        rotated=varimax(components.loadings[:, :significant], seed=seed).loadings if significant >= 2 else None,
+        roles=None if roles is None else _roles(space, roles, layer, seed),
+        coexpression=None if spill_over is None else _coexpression(space, spill_over, tables[0], seed),
+    )
+
+
+def _rank(space: PersonaSpace, layer: int, seed: int) -> CrossValidatedRank:
+    """Fewer splits and flips than the default: thirty roles take seconds, not minutes."""
+    return cross_validated_rank(space.differences_at(layer), n_splits=8, n_flips=199, seed=seed)
+
+
+def _model(runs: Sequence[ExtractionRun]) -> str:
+    return str(runs[0].manifest["model"]["name"]) if runs else ""
+
+
+def _roles(space: PersonaSpace, roles: RoleRun, layer: int, seed: int) -> Roles:
+    theirs = roles.space()
+    if theirs.lineage != space.lineage:
+        raise GeometryError(f"the roles in {roles.path} are of lineage {theirs.lineage}, the vectors of {space.lineage}")
+    axis = roles.assistant_axis()
+    return Roles(
+        theirs.names,
+        {name: tuple(int(n) for n in counts) for name, counts in roles.adherence.items()},
+        pca(theirs, layer, seed=seed),
+        _rank(theirs, layer, seed),
+        float(axis.reliability[layer]),
+        axis_and_component(theirs, axis, layer),
+        on_axis(theirs, axis, layer),
+        on_axis(space, axis, layer),
+        tuple(on_axis(theirs, v, layer) for v in space.vectors),
+    )
+
+
+def _coexpression(space: PersonaSpace, spill: SpillOver, table: Cosines, seed: int) -> CoExpression:
+    enough = len(space) >= LEAST_MANTEL and bool(np.isfinite(table.value).all())
+    steered, prompted = spill.steered.ordered(space.names), spill.prompted.ordered(space.names)
+    return CoExpression(
+        int(spill.record["layer"]),
+        tuple(spill.record["strengths"]),
+        len(spill.record["questions"]),
+        int(spill.record["answers"]),
+        steered,
+        prompted,
+        foretold(table.value, steered, seed=seed) if enough else None,
+        foretold(table.value, prompted, seed=seed) if enough else None,
+        foretold(steered.mean, prompted, seed=seed) if enough else None,
+    )
+
+
+def encoded(value: Any) -> Any:
+    """A record of dataclasses, arrays and plain values as JSON; NaN becomes null."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {f.name: encoded(getattr(value, f.name)) for f in fields(value)}
+    if isinstance(value, np.ndarray):
+        return encoded(value.tolist())
+    if isinstance(value, Mapping):
+        return {str(k): encoded(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [encoded(v) for v in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not np.isfinite(value) else value
+
+
+def decoded(kind: type[Record], record: Any) -> Record:
+    """The dataclass that `encoded` made a record of; null becomes NaN in arrays and numbers.
+
+    Raises:
+        RunFolderError: a field is missing.
+    """
+    hints = typing.get_type_hints(kind)
+    try:
+        return kind(**{f.name: _value(hints[f.name], record[f.name]) for f in fields(kind)})  # pyright: ignore[reportArgumentType]
+    except (KeyError, TypeError) as error:
+        raise RunFolderError(f"the record of {kind.__name__} is damaged or of another version ({error!r})") from error
+
+
+def _value(hint: Any, record: Any) -> Any:
+    options = typing.get_args(hint)
+    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
+        return None if record is None else _value(next(o for o in options if o is not type(None)), record)
+    if hasattr(hint, "array_type"):
+        return np.array(record, dtype=np.float64)
+    if is_dataclass(hint):
+        return decoded(typing.cast(type, hint), record)
+    if typing.get_origin(hint) is tuple:
+        kinds = options[:1] * len(record) if options[1:] == (...,) else options
+        return tuple(_value(k, r) for k, r in zip(kinds, record, strict=True))
+    if typing.get_origin(hint) is not None and issubclass(typing.get_origin(hint), Mapping):
+        return {k: _value(options[1], v) for k, v in record.items()}
+    return float("nan") if hint is float and record is None else record
