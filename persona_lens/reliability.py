@@ -160,7 +160,7 @@ def jackknife_interval(
     n = len(left_out)
     spread = np.sqrt((n - 1) ** 2 / n) * left_out.std(0, ddof=1)
     half = float(student_t.ppf(0.975, n - 1)) * spread
-    return estimate - half, estimate + half
+    return np.asarray(estimate - half), np.asarray(estimate + half)
 
 
 def sign_flip_test(

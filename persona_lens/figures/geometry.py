@@ -50,8 +50,6 @@ def _map(
     limit: float,
     title: str,
     digits: int = 2,
-    *,
-    written: bool = True,
 ) -> Any:
     """A signed heat map; with few cells their numbers are written in."""
     image = ax.imshow(values, cmap=DIVERGING, vmin=-limit, vmax=limit, aspect="auto")
@@ -59,12 +57,12 @@ def _map(
     ax.set_yticks(range(len(rows)), rows, fontsize=8)
     ax.spines[["top", "right"]].set_visible(True)
     ax.set_title(title, fontsize=10)
-    if written and len(columns) <= WRITTEN:
+    if len(columns) <= WRITTEN:
         for (i, j), value in np.ndenumerate(values):
             if np.isfinite(value):
                 color = "white" if abs(value) > 0.65 * limit else "black"
-                text = f"{value:.{digits}f}" if digits else f"{value:+.0f}"
-                ax.text(j, i, text.replace("0.", ".", 1) if digits else text, ha="center", va="center", fontsize=7, color=color)
+                text = f"{value:.{digits}f}".replace("0.", ".", 1) if digits else f"{round(float(value)):+d}"
+                ax.text(j, i, text, ha="center", va="center", fontsize=7, color=color)
     return image
 
 
@@ -188,16 +186,22 @@ def layer_maps(study: Study) -> "Figure":
 
 
 def axis_strips(roles: OnAxis, traits: OnAxis) -> "Figure":
-    """Roles and traits on an axis: cosines with their 95 % intervals."""
-    n = max(len(roles.names), len(traits.names))
-    figure, axes = empty_figure(2, width=4.6, height=1.2 + 0.2 * n)
-    for ax, found, color, what in zip(axes, (roles, traits), (POSITIVE, NEGATIVE), ("roles", "traits"), strict=True):
-        order = np.argsort(found.cosine)
-        error = np.abs(np.stack([found.cosine - found.cosine_low, found.cosine_high - found.cosine]))[:, order]
-        ax.errorbar(found.cosine[order], np.arange(len(order)), xerr=error, fmt="o", ms=4, color=color, capsize=2)
+    """Roles on an axis by their projections, traits by their cosines, with 95 % intervals."""
+    figure, axes = empty_figure(2, width=4.6, height=1.2 + 0.2 * max(len(roles.names), len(traits.names)))
+    axis = roles.axis.replace("_", " ")
+    strips = (
+        (roles, roles.projection, roles.projection_low, roles.projection_high, f"projection on {axis} (residual units)"),
+        (traits, traits.cosine, traits.cosine_low, traits.cosine_high, f"cosine with {axis}"),
+    )
+    for ax, (found, value, low, high, label), color, title in zip(
+        axes, strips, (POSITIVE, NEGATIVE), ("roles (default assistant: 0)", "traits"), strict=True
+    ):
+        order = np.argsort(value)
+        error = np.abs(np.stack([value - low, high - value]))[:, order]
+        ax.errorbar(value[order], np.arange(len(order)), xerr=error, fmt="o", ms=4, color=color, capsize=2)
         ax.set_yticks(range(len(order)), [found.names[i] for i in order], fontsize=8)
         ax.axvline(0, color=NEUTRAL, lw=0.8)
-        ax.set(xlabel=f"cosine with {found.axis.replace('_', ' ')}", title=what)
+        ax.set(xlabel=label, title=title)
     return figure
 
 
@@ -208,9 +212,7 @@ def role_map(on_traits: Sequence[OnAxis]) -> "Figure":
     names = on_traits[0].names
     figure, (ax,) = empty_figure(1, width=6.4, height=1.6 + 0.22 * len(names))
     limit = float(np.nanmax(np.abs(values)))
-    image = _map(
-        ax, values[order], [names[i] for i in order], [t.axis for t in on_traits], limit, "roles on trait vectors", 0, written=False
-    )
+    image = _map(ax, values[order], [names[i] for i in order], [t.axis for t in on_traits], limit, "roles on trait vectors", 0)
     figure.colorbar(image, ax=ax, shrink=0.6, label="projection (residual units)")
     return figure
 

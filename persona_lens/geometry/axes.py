@@ -16,6 +16,7 @@ from scipy.stats import page_trend_test, spearmanr
 from torch import Tensor
 
 from persona_lens.errors import GeometryError, UnknownNameError
+from persona_lens.geometry.pca import apart
 from persona_lens.geometry.space import PersonaSpace, asked_questions, persona_space, products
 from persona_lens.reliability import MINIMUM_QUESTIONS, assess, jackknife_interval, mean_interval
 from persona_lens.vectors import PersonaVectors
@@ -95,7 +96,7 @@ def on_axis(space: PersonaSpace, axis: PersonaVectors, layer: int) -> OnAxis:
     """
     found = products(_with_axis(space, axis, layer))
 
-    def read(gram: Float[np.ndarray, "vector vector"]) -> Float[np.ndarray, "kind vector"]:
+    def read(gram: Float[np.ndarray, "row row"]) -> Float[np.ndarray, "2 placed"]:
         squares = np.where(np.diag(gram) > 0, np.diag(gram), np.nan)
         projection = gram[0, 1:] / np.sqrt(squares[0])
         return np.stack([projection, projection / np.sqrt(squares[1:])])
@@ -112,7 +113,8 @@ class AxisAndComponent:
 
     Attributes:
         cosine: with the component signed so that it is positive.
-        low, high: 95 % jackknife interval over questions; it may reach below zero.
+        low, high: 95 % jackknife interval over questions; it may reach below zero. NaN where the first component has
+            nearly the variance of the second (ratio below 1.3): it then turns from one set of questions to the next.
         without: |cosine| with the first component of all vectors but one group, by group.
     """
 
@@ -151,11 +153,18 @@ def axis_and_component(
         first, estimate = -first, -estimate
     left_out = np.array([_cosine_to_first(x, everything, first) for x in found.left_out])
     low, high = jackknife_interval(np.array(estimate), left_out)
+    if not apart(_variances(found.unbiased, everything))[0]:
+        low, high = np.array(np.nan), np.array(np.nan)
     without: dict[str, float] = {}
     for group, names in groups.items():
         kept = [i for i in everything if space.names[i - 1] not in names]
         without[group] = abs(_cosine_to_first(found.unbiased, kept, _first(found.unbiased, kept)))
-    return AxisAndComponent(axis.trait, layer, estimate, max(float(low), -1.0), min(float(high), 1.0), without)
+    return AxisAndComponent(axis.trait, layer, estimate, float(np.maximum(low, -1.0)), float(np.minimum(high, 1.0)), without)
+
+
+def _variances(gram: Float[np.ndarray, "vector vector"], rows: Sequence[int]) -> Float[np.ndarray, " component"]:
+    c = np.eye(len(rows)) - 1.0 / len(rows)
+    return np.linalg.eigvalsh(c @ gram[np.ix_(rows, rows)] @ c)[::-1]
 
 
 def _first(gram: Float[np.ndarray, "vector vector"], rows: Sequence[int]) -> Float[np.ndarray, " row"]:

@@ -7,10 +7,10 @@ until one is no larger than chance.
 """
 
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from persona_lens.errors import GeometryError, UnknownNameError
 from persona_lens.geometry.space import PersonaSpace, Products, matched_grams, products
@@ -18,7 +18,8 @@ from persona_lens.reliability import jackknife_interval
 
 N_DRAWS: Final = 1000
 LEVEL: Final = 0.05
-PARTICIPATION_RELIABILITY: Final = 0.8  # below it the interval of the participation ratio covers too little
+PARTICIPATION_RELIABILITY: Final = 0.8  # of the least reliable vector; below it the ratio's interval covers too little
+SEPARATE: Final = 1.3  # ratio of two components' variances above which they are told apart
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,8 +55,10 @@ class PCA:
             reliability .95, 6 % at .8).
         participation_interval: None where a vector's reliability is below .8.
         directions: unit vectors in residual space.
-        loadings: correlation-like cosine of each centred vector with each component, with its 95 % interval. Where two components
-            have nearly the same variance their loadings mix: read the plane they span.
+        loadings: correlation-like cosine of each centred vector with each component, with its 95 % interval; NaN where the
+            component is not `separate`.
+        separate: whether a component's variance differs from its neighbours' by a factor of 1.3. Where it does not, components
+            mix from one set of questions to the next: read the plane they span.
     """
 
     names: tuple[str, ...]
@@ -70,6 +73,7 @@ class PCA:
     loadings: Float[np.ndarray, "vector component"]
     loadings_low: Float[np.ndarray, "vector component"]
     loadings_high: Float[np.ndarray, "vector component"]
+    separate: Bool[np.ndarray, " component"]
     scores: Float[np.ndarray, "vector component"]
     chance: Chance | None
 
@@ -91,7 +95,7 @@ def pca(space: PersonaSpace, layer: int, *, anchor: str | None = None, seed: int
     raw = products(differences)
     found = raw.centred()
     variance, axes = _spectrum(found.unbiased)
-    kept = variance > 1e-9 * max(variance[0], 0.0)
+    kept = variance > 1e-9 * np.trace(raw.plain)
     if not kept.any():
         raise GeometryError(f"the vectors at layer {layer} do not differ beyond noise: there is nothing to decompose")
     variance, axes = variance[kept], axes[:, kept]
@@ -107,6 +111,7 @@ def pca(space: PersonaSpace, layer: int, *, anchor: str | None = None, seed: int
     n = len(variance)
     trusted = bool(raw.reliability.min() >= PARTICIPATION_RELIABILITY)
     shape = loadings.shape
+    separate = apart(variance)
     return PCA(
         space.names,
         layer,
@@ -118,8 +123,9 @@ def pca(space: PersonaSpace, layer: int, *, anchor: str | None = None, seed: int
         participation_interval=(float(low[n]), float(high[n])) if trusted else None,
         directions=directions / np.linalg.norm(directions, axis=-1, keepdims=True),
         loadings=loadings,
-        loadings_low=np.maximum(low[n + 1 :].reshape(shape), -1.0),
-        loadings_high=np.minimum(high[n + 1 :].reshape(shape), 1.0),
+        loadings_low=np.where(separate, np.maximum(low[n + 1 :].reshape(shape), -1.0), np.nan),
+        loadings_high=np.where(separate, np.minimum(high[n + 1 :].reshape(shape), 1.0), np.nan),
+        separate=separate,
         scores=scores,
         chance=None if space.neutral is None else _chance(differences, raw, space.neutral_at(layer), n, seed),
     )
@@ -151,9 +157,15 @@ def _statistics(gram: Float[np.ndarray, "vector vector"], like: Float[np.ndarray
     return np.concatenate([variance[:n] / total, [total**2 / (variance**2).sum()], loadings.ravel()])
 
 
+def apart(variance: Float[np.ndarray, " component"]) -> Bool[np.ndarray, " component"]:
+    """Which components differ enough in variance from their neighbours to be told apart."""
+    steps = variance[:-1] >= SEPARATE * np.maximum(variance[1:], 0.0)
+    return np.concatenate([[True], steps]) & np.concatenate([steps, [True]])
+
+
 def _leading_share(grams: Float[np.ndarray, "*draw vector vector"]) -> Float[np.ndarray, "*draw"]:
     """Largest eigenvalue over the sum of all."""
-    return np.linalg.eigvalsh(grams)[..., -1] / np.trace(grams, axis1=-2, axis2=-1)
+    return np.asarray(np.linalg.eigvalsh(grams)[..., -1] / np.trace(grams, axis1=-2, axis2=-1))
 
 
 def _chance(
@@ -200,8 +212,8 @@ def _chance(
     return Chance(p_value, share, p_participation, participation)
 
 
-def _participation(grams: Float[np.ndarray, "*draw vector vector"]) -> Any:
-    return np.trace(grams, axis1=-2, axis2=-1) ** 2 / (grams**2).sum((-2, -1))
+def _participation(grams: Float[np.ndarray, "*draw vector vector"]) -> Float[np.ndarray, "*draw"]:
+    return np.asarray(np.trace(grams, axis1=-2, axis2=-1) ** 2 / (grams**2).sum((-2, -1)))
 
 
 def _noise(

@@ -1,5 +1,6 @@
 """The geometry of stored runs in one call: everything that needs no model, as one record that a folder keeps and a report shows."""
 
+import hashlib
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -129,9 +130,9 @@ def study_geometry(
         RunFolderError: the folder holds another run.
     """
     space = space_of_runs(runs, pooling)
-    found = study(space, model=_model(runs), roles=roles, spill_over=spill_over, layer=layer, seed=seed)
+    _require(space, spill_over)
     arguments = {
-        "vectors": {r.trait: r.manifest["arguments"] for r in runs},
+        "vectors": {v.trait: hashlib.sha256(v.directions.numpy().tobytes()).hexdigest()[:16] for v in space.vectors},
         "pooling": pooling,
         "layer": layer,
         "roles": None if roles is None else read_json(roles.path / "run.json")["arguments"],
@@ -139,7 +140,9 @@ def study_geometry(
         "seed": seed,
     }
     folder = RunFolder.open(Path(out), command="geometry", arguments=arguments, model=runs[0].manifest["model"])
-    write_json(folder.path / "geometry.json", encoded(found))
+    if not (folder.path / "geometry.json").exists():
+        found = study(space, model=_model(runs), roles=roles, spill_over=spill_over, layer=layer, seed=seed)
+        write_json(folder.path / "geometry.json", encoded(found))
     return GeometryRun(folder.path)
 
 
@@ -172,11 +175,7 @@ def study(
     Raises:
         GeometryError: fewer than three vectors, vectors without their questions' means, or roles and spill-over of other ones.
     """
-    space.require(3, "a geometry study")
-    if spill_over is not None and set(spill_over.names) != set(space.names):
-        raise GeometryError(
-            f"the spill-over in {spill_over.path} is of {', '.join(spill_over.names)}; the vectors are {', '.join(space.names)}"
-        )
+    _require(space, spill_over)
     by_layer = [products(space.differences_at(at)) for at in range(space.n_layers)]
     reliability = np.stack([p.reliability for p in by_layer], 1)
     layer = int(reliability.min(0).argmax()) if layer is None else layer
@@ -203,6 +202,14 @@ def study(
         roles=None if roles is None else _roles(space, roles, layer, seed),
         coexpression=None if spill_over is None else _coexpression(space, spill_over, tables[0], seed),
     )
+
+
+def _require(space: PersonaSpace, spill_over: SpillOver | None) -> None:
+    space.require(3, "a geometry study")
+    if spill_over is not None and set(spill_over.names) != set(space.names):
+        raise GeometryError(
+            f"the spill-over in {spill_over.path} is of {', '.join(spill_over.names)}; the vectors are {', '.join(space.names)}"
+        )
 
 
 def _rank(space: PersonaSpace, layer: int, seed: int) -> CrossValidatedRank:
@@ -281,7 +288,7 @@ def _value(hint: Any, record: Any) -> Any:
     if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
         return None if record is None else _value(next(o for o in options if o is not type(None)), record)
     if hasattr(hint, "array_type"):
-        return np.array(record, dtype=np.float64)
+        return np.array(record, dtype=bool if any("bool" in str(d) for d in hint.dtypes) else np.float64)
     if is_dataclass(hint):
         return decoded(typing.cast(type, hint), record)
     if typing.get_origin(hint) is tuple:

@@ -168,8 +168,10 @@ def cross_validated_rank(
     weights = _half_weights(present, n_splits, rng)
     flips = rng.choice(np.array([-1.0, 1.0]), size=(n_flips, d.shape[1]))
     left = np.eye(n_vectors) - (1.0 / n_vectors if centred else 0.0)
-    means = left @ np.einsum("vq,vqd->vd", present / present.sum(1, keepdims=True), d)
-    u, _, v = np.linalg.svd(means, full_matrices=False)
+    means = np.einsum("vq,vqd->vd", present / present.sum(1, keepdims=True), d)
+    if centred:  # flips of unequal sets of questions would turn what all vectors share into differences
+        d = d - means.mean(0)
+    u, _, v = np.linalg.svd(left @ means, full_matrices=False)
     n_components = min(n_vectors - int(centred), d.shape[2])
 
     whole = np.ones((1, d.shape[1]))

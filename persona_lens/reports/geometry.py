@@ -77,7 +77,7 @@ def _roles(roles: Roles) -> list[str]:
     return [
         f"{len(roles.names)} of {asked} roles are in role often enough. " + _dimensions("They", roles.pca, roles.rank.rank),
         f"The Assistant Axis (reliability {roles.assistant_reliability:.3f}) and the roles' first component: cosine "
-        f"{pc1.cosine:.2f} [{pc1.low:.2f}, {pc1.high:.2f}]; leaving out one role, {min(cut):.2f} to {max(cut):.2f}.",
+        f"{_interval(pc1.cosine, pc1.low, pc1.high)}; leaving out one role, {min(cut):.2f} to {max(cut):.2f}.",
     ]
 
 
@@ -178,10 +178,16 @@ def _loadings(found: PCA) -> str:
     spread = f" [{interval[0]:.2f}, {interval[1]:.2f}]" if interval else ""
     chance = f"; by chance {found.chance.participation:.2f}" if found.chance else ""
     note = (
-        f"Loadings (cosine of the centred vector with the component) [95 %]. Participation ratio {found.participation:.2f}"
+        "Loadings (cosine of the centred vector with the component) [95 %, where the component is separate]. "
+        f"Participation ratio {found.participation:.2f}"
         f"{spread}{chance}."
     )
     return f"<p class='meta'>{escape(note)}</p>" + table(("vector", *(f"component {k + 1}" for k in range(n))), rows)
+
+
+def _interval(value: float, low: float, high: float) -> str:
+    """An estimate with its interval, if it has one."""
+    return f"{value:+.2f}" if np.isnan(low) else f"{value:+.2f} [{low:+.2f}, {high:+.2f}]"
 
 
 def _reliability_table(study: Study) -> str:
@@ -199,7 +205,8 @@ def _role_parts(roles: Roles, images: Mapping[str, bytes]) -> list[str]:
         image(images["role_scree"], f"Share of variance (%) of {n}, minus the default assistant."),
         image(images["role_components"], f"Scores of {n} in residual-stream units."),
         image(
-            images["assistant_axis"], f"Cosines of {n} and of the traits with the Assistant Axis, 95 % intervals over questions."
+            images["assistant_axis"],
+            f"{n} (projections) and traits (cosines) on the Assistant Axis, 95 % intervals over questions.",
         ),
         image(images["roles_on_traits"], f"Projections of {n} on the trait vectors, residual-stream units."),
         f"<details><summary>Role adherence</summary>{table(('role', '0', '1', '2', '3', 'vector'), grades)}</details>",

@@ -291,7 +291,7 @@ def test_missing_questions_keep_the_rate_and_the_rank() -> None:
     p, ranks = [], []
     for seed in range(120):
         for rank, reliability in ((0, 0.5), (2, 0.99)):
-            x = questions_of(rng, 6, rank, reliability, width=24)
+            x = questions_of(rng, 6, rank, reliability, width=24) + rng.normal(size=24)
             gone = rng.random((6, QUESTIONS)) < 0.25
             gone[:3, 8:] = True
             gone[:, :8] = False

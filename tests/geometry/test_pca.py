@@ -1,0 +1,118 @@
+"""Principal components: a planted rank is found, chance components are not, and the spectrum is freed of noise."""
+
+import numpy as np
+import pytest
+from scipy.stats import binomtest
+from simulate import WIDTH, World, anisotropic, vectors_of, world
+
+from persona_lens.errors import GeometryError, UnknownNameError
+from persona_lens.geometry import pca, persona_space
+
+
+def chance_world(vectors: int, rng: np.random.Generator, rank: int = 0, strength: float = 4.0) -> tuple[World, np.ndarray]:
+    """Random directions with the covariance of the neutral residuals, and as many planted dimensions as wanted."""
+    spread = anisotropic(rng, 0.5)
+    means = rng.normal(size=(vectors, WIDTH)) @ spread
+    means /= np.linalg.norm(means, axis=1, keepdims=True)
+    axes = np.linalg.qr(rng.normal(size=(WIDTH, max(rank, 1))))[0].T[:rank]
+    means = means + strength * rng.normal(size=(vectors, rank)) @ axes
+    return World(means, spread, 20, 0.9, shared=0.3), rng.normal(size=(400, WIDTH)) @ spread
+
+
+def significant(vectors: int, rank: int, draws: int, seed: int = 0) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    found: list[int] = []
+    for draw in range(draws):
+        w, neutral = chance_world(vectors, rng, rank)
+        chance = pca(w.space(rng, neutral), 0, seed=draw).chance
+        assert chance is not None
+        found.append(chance.significant)
+    return np.array(found)
+
+
+def test_chance_components_are_not_significant() -> None:
+    found = significant(12, 0, 150)
+    assert binomtest(int((found > 0).sum()), len(found)).proportion_ci(0.99).low <= 0.05
+
+
+@pytest.mark.parametrize(("vectors", "rank"), [(12, 1), (12, 3), (32, 4)])
+def test_the_planted_rank_is_found(vectors: int, rank: int) -> None:
+    found = significant(vectors, rank, 25)
+    assert (found == rank).mean() >= 0.8
+    assert (found > rank).mean() <= 0.16
+
+
+def test_an_isotropic_null_would_be_far_too_lax() -> None:
+    """The control: the first component of 12 chance directions, against directions of a round residual stream."""
+    rng = np.random.default_rng(0)
+    hits = 0
+    for draw in range(20):
+        w, neutral = chance_world(12, rng)
+        hits += pca(w.space(rng, rng.normal(size=neutral.shape)), 0, seed=draw).chance.significant > 0  # pyright: ignore[reportOptionalMemberAccess]
+    assert hits > 15
+
+
+def test_chance_of_twelve_vectors_is_about_what_it_is_known_to_be() -> None:
+    rng = np.random.default_rng(1)
+    w, neutral = chance_world(12, rng)
+    found = pca(w.space(rng, neutral), 0)
+    assert found.chance is not None
+    assert found.chance.share[0, 0] < found.share[0] * 1.6
+    assert 0.12 < found.chance.share[0, 0] < 0.35
+    assert found.chance.share[0, 1] > found.chance.share[0, 0]
+
+
+def test_the_spectrum_is_freed_of_noise() -> None:
+    w = world(7, 20, 0.7, seed=2)
+    right = np.linalg.eigvalsh((w.means - w.means.mean(0)) @ (w.means - w.means.mean(0)).T)[::-1]
+    rng = np.random.default_rng(0)
+    spaces = [w.space(rng) for _ in range(100)]
+    total = np.mean([pca(s, 0).variance.sum() for s in spaces])
+    plain = np.mean([((s.at(0) - s.at(0).mean(0)) ** 2).sum() for s in spaces])
+    assert total == pytest.approx(right.sum(), rel=0.08)
+    assert plain > 1.3 * right.sum(), "the control: plain variance holds the noise"
+
+
+def test_components_reproduce_the_vectors() -> None:
+    w = world(6, 20, 0.9999, rank=3, seed=2)
+    space = w.space(np.random.default_rng(0))
+    found = pca(space, 0)
+    centred = space.at(0) - space.at(0).mean(0)
+    np.testing.assert_allclose(found.scores[:, :3] @ found.directions[:3], centred, atol=0.15)
+    np.testing.assert_allclose(np.linalg.norm(found.directions, axis=1), 1.0)
+    np.testing.assert_allclose(found.loadings, found.scores / np.linalg.norm(centred, axis=1)[:, None], atol=0.02)
+    assert found.share.sum() == pytest.approx(1.0, abs=0.01)
+    assert found.participation == pytest.approx(found.variance.sum() ** 2 / (found.variance**2).sum(), rel=0.01)
+
+
+def test_signs_follow_the_anchor() -> None:
+    space = world(6, 20, 0.95, seed=2).space(np.random.default_rng(0))
+    assert (pca(space, 0, anchor="v3").scores[3] >= 0).all()
+    largest = pca(space, 0).scores
+    assert (largest[np.abs(largest).argmax(0), np.arange(largest.shape[1])] > 0).all()
+    with pytest.raises(UnknownNameError, match="unknown anchor 'v9'"):
+        pca(space, 0, anchor="v9")
+
+
+def test_mixed_components_have_no_intervals() -> None:
+    """Two dimensions of the same variance: which of them comes first is noise."""
+    rng = np.random.default_rng(0)
+    angles = np.arange(8) * 2 * np.pi / 8
+    circle = np.zeros((8, WIDTH))
+    circle[:, 0], circle[:, 1] = np.cos(angles), np.sin(angles)
+    found = pca(World(circle, anisotropic(rng), 20, 0.95).space(rng), 0)
+    assert not found.separate[0]
+    assert np.isnan(found.loadings_low[:, 0]).all()
+    circle[:, 0] *= 2
+    apart = pca(World(circle, anisotropic(rng), 20, 0.95).space(rng), 0)
+    assert apart.separate[0]
+    assert (apart.loadings_low[:, 0] < apart.loadings_high[:, 0]).all()
+
+
+def test_vectors_that_do_not_differ_are_refused() -> None:
+    rng = np.random.default_rng(0)
+    same = np.ones((1, WIDTH)) + 0.01 * rng.normal(size=(20, WIDTH))
+    with pytest.raises(GeometryError, match="do not differ beyond noise"):
+        pca(persona_space([vectors_of(n, same) for n in "abc"]), 0)
+    with pytest.raises(GeometryError, match="PCA needs at least 3 vectors"):
+        pca(persona_space([vectors_of(n, same) for n in "ab"]), 0)
