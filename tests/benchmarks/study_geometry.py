@@ -112,9 +112,7 @@ def main() -> None:
     for layer, value in enumerate(found.by_layer):
         ranks, plain = mantel(value, truth, method="spearman"), mantel(value, truth)
         record["planted"].append({"layer": layer, "spearman": ranks.r, "p": ranks.p_value, "pearson": plain.r})
-        print(
-            f"layer {layer}: cosines against realised correlations: Spearman {ranks.r:.3f}, Mantel p {ranks.p_value:.4f}, r {plain.r:.3f}"
-        )
+        print(f"layer {layer}: cosines and correlations: Spearman {ranks.r:.3f}, Mantel p {ranks.p_value:.4f}, r {plain.r:.3f}")
     for who, parts, rank in (("traits", found.pca, found.rank), ("roles", found.roles.pca, found.roles.rank)):
         assert parts.chance is not None
         record[who] = {"share": parts.share.tolist(), "significant": parts.chance.significant, "rank": rank.rank}
@@ -141,15 +139,14 @@ def main() -> None:
         placed = pearsonr(on_axis(role_space, vectors, found.layer).projection, levels[:, TRAITS.index(trait)])
         low, high = placed.confidence_interval()
         record["levels"][trait] = {"r": float(placed.statistic), "low": float(low), "high": float(high), "by_layer": by_layer}
-        print(
-            f"roles on {trait}: r with planted level {placed.statistic:.2f} [{low:.2f}, {high:.2f}]; by layer {np.round(by_layer, 2)}"
-        )
+        print(f"roles on {trait}: r with level {placed.statistic:.2f} [{low:.2f}, {high:.2f}]; by layer {np.round(by_layer, 2)}")
 
     both = found.roles.assistant_and_pc1
     record["assistant"] = {"cosine": both.cosine, "low": both.low, "high": both.high, "without": dict(both.without)}
     cut = both.without.values()
     print(
-        f"Assistant Axis and PC1 of the roles: {both.cosine:.3f} [{both.low:.3f}, {both.high:.3f}], without one role {min(cut):.3f} to {max(cut):.3f}"
+        f"Assistant Axis and PC1 of the roles: {both.cosine:.3f} [{both.low:.3f}, {both.high:.3f}], "
+        f"without one role {min(cut):.3f} to {max(cut):.3f}"
     )
 
     co = found.coexpression
