@@ -310,10 +310,27 @@ def test_the_live_projections_are_those_of_the_answers_tokens(
     assert np.mean(live.projections["optimism"]) == pytest.approx(mean, rel=1e-3)
     assert capsys.readouterr().out == live.printed == pocket.decode(found.token_ids)
     assert len(live.bars("optimism")) == min(40, len(found.token_ids))
-    assert {"▁", "█"} <= set(live.bars("optimism"))
+    bars, values = live.bars("optimism"), live.projections["optimism"][:40]
+    assert (bars[int(np.argmin(values))], bars[int(np.argmax(values))]) == ("▁", "█")
     before = len(live.tokens)
     pocket.chat("Hello.", max_new_tokens=3)
     assert len(live.tokens) == before
+
+
+def test_half_a_character_waits_for_its_other_half(pocket: ChatModel, capsys: pytest.CaptureFixture[str]) -> None:
+    tokens = pocket.tokenizer("a 😀!", add_special_tokens=False)["input_ids"]
+    live, seen = _Live(pocket, {}), ""
+    for i in range(1, len(tokens) + 1):
+        live.show(tokens[:i])
+        seen += capsys.readouterr().out
+        assert "\ufffd" not in seen
+    assert seen == "a 😀!"
+
+
+def test_an_answer_of_one_token_is_printed(small_run: ExtractionRun) -> None:
+    lines = "What is the future of my garden?\n/quit\n"
+    text = runner.invoke(app, ["chat", str(small_run.path), "--seed", "3", "--max-new-tokens", "1"], input=lines).output
+    assert text.split("> ", 1)[1].split("[projection")[0].strip()
 
 
 def test_the_options_of_extract_reach_the_run(tmp_path: Path) -> None:

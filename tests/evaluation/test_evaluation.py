@@ -7,7 +7,7 @@ import torch
 
 import persona_lens.pocket_lab as pocket_lab
 from persona_lens.errors import PersonaLensError
-from persona_lens.evaluation import capability, degeneracy
+from persona_lens.evaluation import capability, capability_test, degeneracy
 from persona_lens.evaluation.degeneracy import repetition
 from persona_lens.evaluation.harness import _likelihoods, _split
 from persona_lens.extraction import ExtractionRun
@@ -44,6 +44,11 @@ def test_degenerate_answers_are_counted() -> None:
         degeneracy([])
     with pytest.raises(ValueError, match="2 answers, and 1 of them checked"):
         degeneracy([rollout("I"), rollout("I")], [True])
+
+
+def test_an_unknown_task_is_refused_when_it_is_named_not_when_it_is_measured() -> None:
+    with pytest.raises(PersonaLensError, match=r"no_such_task|lm-eval"):
+        capability_test(["no_such_task"])
 
 
 def test_likelihoods_equal_a_plain_forward_pass(pocket: ChatModel) -> None:
