@@ -34,8 +34,25 @@ def test_the_quick_start_runs(small_settings: ExtractionSettings, tmp_path: Path
     assert list(tmp_path.glob("runs/*/report.html"))
 
 
+def test_the_geometry_example_runs(
+    pocket: pl.ChatModel, small_settings: ExtractionSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.S)[1]
+    real = pl.extract
+
+    def smaller(*args: object, **kwargs: object) -> object:
+        return real(*args, settings=small_settings, **kwargs)  # pyright: ignore[reportCallIssue, reportArgumentType]
+
+    monkeypatch.setattr(pl, "extract", smaller)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, str(README), "exec"), {"pl": pl, "model": pocket})
+    assert (tmp_path / "runs" / "geometry" / "report.html").exists()
+
+
 def test_the_commands_of_the_table_exist() -> None:
-    listed = re.findall(r"^\| `persona-lens (\w+)", README.read_text(), flags=re.M)
-    assert set(listed) == {"demo", "extract", "steer", "sweep", "chat", "report", "traits", "pocket"}
+    listed = re.findall(r"^\| `persona-lens ([\w-]+)", README.read_text(), flags=re.M)
+    assert set(listed) == {
+        "demo", "extract", "steer", "sweep", "chat", "geometry", "roles", "spill-over", "report", "traits", "pocket",
+    }  # fmt: skip
     for command in listed:
         assert CliRunner().invoke(app, [command, "--help"]).exit_code == 0

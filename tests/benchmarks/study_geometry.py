@@ -190,9 +190,7 @@ def main() -> None:
     full = load_model("pocket", hooks="full")
     record["attribution"] = {run.trait: attribution(run, full, found.layer, 20) for run in runs}
     worst = max(a["relative_gap"] for a in record["attribution"].values())
-    print(
-        f"attribution: largest gap of parts and projection {worst:.2g} of the projection; evil: {record['attribution']['evil']['top']}"
-    )
+    print(f"attribution: parts and projection differ by {worst:.2g} of it; {record['attribution']['evil']['top']}")
     if options.json:
         options.json.write_text(json.dumps(record, indent=2) + "\n")
 

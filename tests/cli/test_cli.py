@@ -40,6 +40,9 @@ def commands() -> list[list[str]]:
         ["steer"],
         ["sweep"],
         ["chat"],
+        ["geometry"],
+        ["roles"],
+        ["spill-over"],
         ["report"],
         *([group, verb] for group, verbs in groups.items() for verb in verbs),
     ]
