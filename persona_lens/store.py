@@ -224,12 +224,20 @@ class RunFolder:
         Args:
             records: makes the records of a chunk.
             told: called with how many there are, at the start and after every chunk; default: nobody is.
+
+        Raises:
+            RunFolderError: another number of records was made than asked for.
         """
         chunks = [range(i, min(i + chunk, n)) for i in range(0, n, chunk)]
         done = self.done(file, [len(c) for c in chunks])
         told(chunks[done].start if done < len(chunks) else n)
         for rows in chunks[done:]:
-            append_jsonl(self.path / file, records(rows))
+            made = records(rows)
+            if len(made) != len(rows):
+                raise RunFolderError(
+                    f"{self.path / file}: {len(made)} records were made for {len(rows)}: there must be one each, in order"
+                )
+            append_jsonl(self.path / file, made)
             told(rows.stop)
 
 

@@ -1,14 +1,17 @@
 """The README's Python runs as it stands (at a smaller scale), and its commands exist."""
 
 import re
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 import persona_lens as pl
 from persona_lens.cli import app
-from persona_lens.extraction import ExtractionSettings
+from persona_lens.extraction import ExtractionRun, ExtractionSettings
 from persona_lens.sweeps import SweepSettings
 
 README = Path(__file__).parent.parent / "README.md"
@@ -34,18 +37,25 @@ def test_the_quick_start_runs(small_settings: ExtractionSettings, tmp_path: Path
     assert list(tmp_path.glob("runs/*/report.html"))
 
 
-def test_the_geometry_example_runs(
-    pocket: pl.ChatModel, small_settings: ExtractionSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_geometry_example_runs(small_run: ExtractionRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On copies of one finished run, each turned a little."""
     code = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.S)[1]
-    real = pl.extract
 
-    def smaller(*args: object, **kwargs: object) -> object:
-        return real(*args, settings=small_settings, **kwargs)  # pyright: ignore[reportCallIssue, reportArgumentType]
+    def finished(model: object, trait: str) -> ExtractionRun:
+        folder = shutil.copytree(small_run.path, tmp_path / trait)
+        v, noise = (
+            small_run.vectors,
+            torch.randn(small_run.vectors.directions.shape, generator=torch.Generator().manual_seed(len(trait))),
+        )
+        turn = v.directions.norm(dim=-1, keepdim=True) * noise / noise.norm(dim=-1, keepdim=True)
+        replace(v, trait=trait, directions=v.directions + turn, differences=v.differences + turn).save(
+            folder / "vectors.safetensors"
+        )
+        return pl.load_run(folder)
 
-    monkeypatch.setattr(pl, "extract", smaller)
+    monkeypatch.setattr(pl, "extract", finished)
     monkeypatch.chdir(tmp_path)
-    exec(compile(code, str(README), "exec"), {"pl": pl, "model": pocket})
+    exec(compile(code, str(README), "exec"), {"pl": pl, "model": None})
     assert (tmp_path / "runs" / "geometry" / "report.html").exists()
 
 

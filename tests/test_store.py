@@ -384,3 +384,30 @@ def test_the_git_revision_is_marked_when_the_tree_has_changes(tmp_path: Path) ->
     assert git_revision(tmp_path) == revision
     (tmp_path / "new.py").touch()
     assert git_revision(tmp_path) == revision + "+"
+
+
+def test_a_file_is_filled_chunk_by_chunk_and_goes_on(tmp_path: Path) -> None:
+    folder = RunFolder.open(tmp_path / "run", command="x", arguments={}, model={})
+    made: list[range] = []
+    told: list[int] = []
+
+    def records(rows: range) -> list[dict[str, int]]:
+        made.append(rows)
+        return [{"i": i} for i in rows]
+
+    folder.fill("a.jsonl", 10, records, chunk=4, told=told.append)
+    assert made == [range(4), range(4, 8), range(8, 10)]
+    assert told == [0, 4, 8, 10]
+    lines = (folder.path / "a.jsonl").read_bytes().splitlines(keepends=True)
+    (folder.path / "a.jsonl").write_bytes(b"".join(lines[:5]) + b'{"i"')
+    made.clear()
+    folder.fill("a.jsonl", 10, records, chunk=4)
+    assert made == [range(4, 8), range(8, 10)]
+    assert [r["i"] for r in read_jsonl(folder.path / "a.jsonl")] == list(range(10))
+
+
+def test_a_chunk_that_is_too_short_is_not_written(tmp_path: Path) -> None:
+    folder = RunFolder.open(tmp_path / "run", command="x", arguments={}, model={})
+    with pytest.raises(RunFolderError, match="3 records were made for 4: there must be one each, in order"):
+        folder.fill("a.jsonl", 10, lambda rows: [{"i": i} for i in rows[1:]], chunk=4)
+    assert read_jsonl(folder.path / "a.jsonl") == []

@@ -91,7 +91,7 @@ def _damage(found: "Sweep") -> list[str]:
     assert cell.target is not None
     at = found.targets.index(cell.target), found.strengths.index(cell.strength)
     lines = [
-        f"Damage there: {found.degenerate[at]:.0%} of the answers empty, repetitive or not of this world "
+        f"Damage there: {found.degenerate[at]:.0%} of the answers {_degenerate(found)} "
         f"({record['unsteered_degenerate']:.0%} unsteered), {found.cut_off[at]:.0%} cut off ({record['unsteered_cut_off']:.0%}), "
         f"divergence {found.divergence[at]:.2f} nats per token"
     ]
@@ -100,6 +100,10 @@ def _damage(found: "Sweep") -> list[str]:
         changes = [f"{name} {value:.3f} -> {measured['steered'][task][name]:.3f}" for name, value in metrics.items()]
         lines.append(f"{task}, unsteered -> steered: {', '.join(changes)}")
     return lines
+
+
+def _degenerate(found: "Sweep") -> str:
+    return "empty or repetitive" if found.record["unsteered_outside"] is None else "empty, repetitive or not of this world"
 
 
 def _capability(tasks: str, limit: int | None, seed: int) -> "CapabilityTest | None":

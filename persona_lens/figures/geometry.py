@@ -104,17 +104,17 @@ def tree(clustering: Clustering) -> "Figure":
 
 
 def scree(found: PCA) -> "Figure":
-    """Share of variance by component, with intervals, beside what random directions of the neutral covariance give."""
+    """Share of the variance beyond noise by component, with intervals; filled where the component is larger than chance."""
     n = min(len(found.share), 12)
     at = np.arange(1, n + 1)
     figure, (ax,) = empty_figure(1, width=6.4)
     error = np.abs(np.stack([found.share[:n] - found.share_low[:n], found.share_high[:n] - found.share[:n]]))
-    ax.errorbar(at, 100 * found.share[:n], 100 * error, fmt="o-", color=POSITIVE, capsize=3, label="vectors (95 % interval)")
-    if found.chance:
-        left = 1.0 - np.concatenate([[0.0], np.cumsum(found.share)[: n - 1]])
-        ax.plot(at, 100 * left * found.chance.share[:n, 0], "s--", color=NEUTRAL, ms=4, label="chance, mean")
-        ax.plot(at, 100 * left * found.chance.share[:n, 1], ":", color=NEUTRAL, marker="_", label="chance, 95th percentile")
-    ax.set(xlabel="component", ylabel="share of variance (%)", ylim=(0, None))
+    ax.errorbar(
+        at, 100 * found.share[:n], 100 * error, fmt="o-", mfc="white", color=POSITIVE, capsize=3, label="no larger than chance"
+    )
+    if found.chance and (larger := min(found.chance.significant, n)):
+        ax.plot(at[:larger], 100 * found.share[:larger], "o", color=POSITIVE, label="larger than chance")
+    ax.set(xlabel="component", ylabel="share of variance beyond noise (%)", ylim=(0, None))
     ax.set_xticks(at)
     ax.legend(frameon=False, fontsize=8)
     return figure
@@ -227,12 +227,12 @@ def spill_maps(study: Study) -> "Figure":
     figure, axes = empty_figure(3, width=size + 0.3, height=size)
     at = np.ix_(order, order)
     tables = (
-        (study.cosines[0].value, "cosine", 2),
+        (co.cosines, "cosine", 2),
         (co.steered.mean, "steered (points per unit)", 0),
         (co.prompted.mean, "prompted (points)", 0),
     )
     for ax, (values, title, digits) in zip(axes, tables, strict=True):
-        _map(ax, values[at], names, names, float(np.nanmax(np.abs(values))), title, digits)
+        _map(ax, values[at], names, names, float(np.nanmax(np.abs(values), initial=1e-9)), title, digits)
     axes[0].set_ylabel("acted upon")
     axes[1].set_xlabel("judged")
     return figure

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from persona_lens.errors import GeometryError, UnknownNameError
 from persona_lens.geometry.pca import apart
-from persona_lens.geometry.space import PersonaSpace, asked_questions, persona_space, products
+from persona_lens.geometry.space import INTERVAL_RELIABILITY, PersonaSpace, asked_questions, persona_space, products
 from persona_lens.reliability import MINIMUM_QUESTIONS, assess, jackknife_interval, mean_interval
 from persona_lens.vectors import PersonaVectors
 
@@ -70,7 +70,8 @@ def axis_of(
 
 @dataclass(frozen=True, eq=False)
 class OnAxis:
-    """Vectors on an axis at one layer: cross-validated, with 95 % jackknife intervals over questions.
+    """Vectors on an axis at one layer: cross-validated, with 95 % jackknife intervals over questions (NaN where the axis or the
+    vector has a reliability below .8).
 
     Attributes:
         projection: <v, axis> / |axis|, residual-stream units.
@@ -103,6 +104,8 @@ def on_axis(space: PersonaSpace, axis: PersonaVectors, layer: int) -> OnAxis:
 
     estimate = read(found.unbiased)
     low, high = jackknife_interval(estimate, np.stack([read(x) for x in found.left_out]))
+    enough = (found.reliability[1:] >= INTERVAL_RELIABILITY) & (found.reliability[0] >= INTERVAL_RELIABILITY)
+    low, high = (np.where(enough, x, np.nan) for x in (low, high))
     cosine = np.clip(np.stack([estimate[1], low[1], high[1]]), -1.0, 1.0)
     return OnAxis(axis.trait, space.names, layer, estimate[0], low[0], high[0], *cosine)
 
@@ -113,8 +116,9 @@ class AxisAndComponent:
 
     Attributes:
         cosine: with the component signed so that it is positive.
-        low, high: 95 % jackknife interval over questions; it may reach below zero. NaN where the first component has
-            nearly the variance of the second (ratio below 1.3): it then turns from one set of questions to the next.
+        low, high: 95 % jackknife interval over questions; it may reach below zero. NaN where a reliability is below .8, or
+            where the first component has nearly the variance of the second (ratio below 1.3): it then turns from one set of
+            questions to the next.
         without: |cosine| with the first component of all vectors but one group, by group.
     """
 
@@ -153,7 +157,7 @@ def axis_and_component(
         first, estimate = -first, -estimate
     left_out = np.array([_cosine_to_first(x, everything, first) for x in found.left_out])
     low, high = jackknife_interval(np.array(estimate), left_out)
-    if not apart(_variances(found.unbiased, everything))[0]:
+    if not apart(_variances(found.unbiased, everything))[0] or found.reliability.min() < INTERVAL_RELIABILITY:
         low, high = np.array(np.nan), np.array(np.nan)
     without: dict[str, float] = {}
     for group, names in groups.items():
@@ -190,6 +194,13 @@ def _with_axis(space: PersonaSpace, axis: PersonaVectors, layer: int) -> Float[n
         raise GeometryError(f"the axis {axis.trait} is of lineage {axis.lineage}, the vectors of {space.lineage}")
     if axis.pooling != space.pooling:
         raise GeometryError(f"the axis {axis.trait} is pooled as {axis.pooling}, the vectors as {space.pooling}")
+    if axis.directions.shape != space.directions.shape[1:]:
+        raise GeometryError(
+            f"the axis {axis.trait} has shape {list(axis.directions.shape)} [layer, d_model], "
+            f"the vectors {list(space.directions.shape[1:])}"
+        )
+    if not len(axis.differences):
+        raise GeometryError(f"the axis {axis.trait} comes without per-question means: error bars need them")
     theirs = space.differences_at(layer)
     ours = axis.differences[:, layer].double().numpy()
     asked = asked_questions(axis)

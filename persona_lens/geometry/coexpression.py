@@ -39,19 +39,21 @@ class SpillOverSettings:
 
     Attributes:
         questions: evaluation questions taken from every trait (first ones; a question of several traits is asked once).
-        samples: answers per question and strength, per question and instruction, and five times as many unsteered ones.
+        samples: answers per question and strength; five times as many unsteered ones.
+        prompted_samples: answers per question and instruction of a system prompt.
         where: tokens that are steered.
     """
 
     questions: int = 5
     samples: int = 4
+    prompted_samples: int = 1
     where: Where = "response"
     sampling: Sampling = field(default_factory=lambda: Sampling(max_new_tokens=300))
     seed: int = 0
     batch_rows: int = DEFAULT_BATCH_ROWS
 
     def __post_init__(self) -> None:
-        for name in ("questions", "samples", "batch_rows"):
+        for name in ("questions", "samples", "prompted_samples", "batch_rows"):
             if getattr(self, name) < 1:
                 raise GeometryError(f"{name} must be at least 1, not {getattr(self, name)}")
 
@@ -69,6 +71,11 @@ class Effects:
     high: Float[np.ndarray, "steered judged"]
     by_length: Float[np.ndarray, "steered judged"]  # what the change of answer length alone would have done
 
+    @property
+    def length_matters(self) -> bool:
+        """Whether answer length changed and goes with any score, so that it can be held."""
+        return bool(np.ptp(self.by_length) > 0)
+
     def ordered(self, names: Sequence[str]) -> "Effects":
         """The same for the traits in another order."""
         at = np.ix_(*[[self.names.index(n) for n in names]] * 2)
@@ -78,13 +85,12 @@ class Effects:
 def foretold(similarity: Float[np.ndarray, "vector vector"], effects: Effects, *, seed: int = 0) -> Mantel:
     """Whether a similarity of the traits (cosines, planted correlations) foretold what acting on one does to the others (QAP).
 
-    Answer length is a covariate.
+    Answer length is a covariate, where it matters.
 
     Raises:
         GeometryError: fewer than four traits, or a similarity that is not finite or constant.
     """
-    covariates = [effects.by_length] if np.ptp(effects.by_length) > 0 else []
-    return mantel(similarity, effects.mean, covariates=covariates, seed=seed)
+    return mantel(similarity, effects.mean, covariates=[effects.by_length] if effects.length_matters else [], seed=seed)
 
 
 @dataclass(frozen=True)
@@ -198,6 +204,11 @@ class _Row:
     strength: float = 0.0
     polarity: int = 0  # of the system prompt: +1, -1, or none
 
+    @property
+    def cell(self) -> str:
+        """What was done for the answer; with the rollout's key it names the answer."""
+        return "unsteered" if self.acted is None else "prompted" if self.polarity else f"steered {self.acted} x {self.strength:g}"
+
 
 @dataclass(frozen=True)
 class _SpillOver:
@@ -234,7 +245,10 @@ class _SpillOver:
                 for n in range(len(trait.instructions)):
                     asked = f"spill/{trait.name}/{polarity}/i{n}/q{q:02d}"
                     prompt = Prompt(asked, trait.name, polarity, n, q, system_prompt(trait, polarity, n), text)
-                    rows += [_Row((prompt, i), q, k, 0.0, 1 if polarity == "positive" else -1) for i in range(max(1, samples // 4))]
+                    rows += [
+                        _Row((prompt, i), q, k, 0.0, 1 if polarity == "positive" else -1)
+                        for i in range(self.settings.prompted_samples)
+                    ]
         return rows
 
     def _sampled(self, rows: Sequence[_Row]) -> list[Rollout]:
@@ -248,16 +262,15 @@ class _SpillOver:
             some = [rows[i] for i in chunk]
             with row_plan(self.model, [interventions(r) for r in some]).active():
                 made = sample(self.model, [r.row for r in some], s.sampling, seed=s.seed, batch_rows=s.batch_rows)
-            acts = [{"acted": r.acted, "strength": r.strength, "polarity": r.polarity} for r in some]
-            return [{**act, **m.as_dict()} for act, m in zip(acts, made, strict=True)]
+            return [{"cell": r.cell, **m.as_dict()} for r, m in zip(some, made, strict=True)]
 
         self.folder.fill(
             "rollouts.jsonl", len(rows), answered, chunk=CHUNK_ROWS, told=lambda n: self.progress("answers", n, len(rows))
         )
         return read_rollouts(self.folder.path / "rollouts.jsonl")
 
-    def _judged(self, rows: Sequence[_Row], rollouts: Sequence[Rollout]) -> Float[np.ndarray, "answer judged"]:
-        """Every trait's score of every answer; NaN where the judge gave none."""
+    def _judged(self, rows: Sequence[_Row], rollouts: Sequence[Rollout]) -> Float[np.ndarray, "answer value"]:
+        """Every trait's score of every answer, and its coherence; NaN where the judge gave none."""
 
         def judged(chunk: range) -> list[dict[str, Any]]:
             asked = [Judged(rows[i].row[0].user, rollouts[i].text) for i in chunk]
@@ -268,12 +281,18 @@ class _SpillOver:
                     raise PersonaLensError(f"judge {self.judge.name!r} returned {len(scores)} scores for {len(asked)} answers")
                 per_trait.append(scores)
             return [
-                {"key": rollouts[i].key, "scores": [s[n].trait for s in per_trait], "coherence": per_trait[0][n].coherence}
+                {
+                    "cell": rows[i].cell,
+                    "key": rollouts[i].key,
+                    "scores": [s[n].trait for s in per_trait],
+                    "coherence": per_trait[0][n].coherence,
+                }
                 for n, i in enumerate(chunk)
             ]
 
         self.folder.fill("scores.jsonl", len(rows), judged, chunk=CHUNK_ROWS, told=lambda n: self.progress("scores", n, len(rows)))
-        return np.array([r["scores"] for r in read_jsonl(self.folder.path / "scores.jsonl")], dtype=np.float64)
+        records = read_jsonl(self.folder.path / "scores.jsonl")
+        return np.array([[*r["scores"], r["coherence"]] for r in records], dtype=np.float64)
 
     def _record(
         self, questions: Sequence[str], rows: Sequence[_Row], scores: np.ndarray, lengths: Float[np.ndarray, " answer"]
@@ -281,6 +300,7 @@ class _SpillOver:
         asked = np.array([r.question for r in rows])
         acted = np.array([-1 if r.acted is None else r.acted for r in rows])
         strength, polarity = np.array([r.strength for r in rows]), np.array([r.polarity for r in rows])
+        scores, coherence = scores[:, :-1], scores[:, -1]
         values = np.column_stack([scores, lengths])
 
         def means(where: np.ndarray) -> Float[np.ndarray, "question value"]:
@@ -302,6 +322,10 @@ class _SpillOver:
             "questions": list(questions),
             "answers": len(rows),
             "gaps": int(np.isnan(scores).any(1).sum()),
+            "unsteered_coherence": float(np.nanmean(coherence[acted < 0])),
+            "coherence": [
+                [float(np.nanmean(coherence[(acted == k) & (strength == s)])) for s in along] for k in range(len(self.traits))
+            ],
             "unsteered": np.nanmean(base[:, :-1], axis=0).tolist(),
             "steered": _effects(steered, per_length),
             "prompted": _effects(prompted, per_length),

@@ -34,6 +34,9 @@ def representational_similarity(
 ) -> Mantel:
     """Mantel test between the cosine matrices of two sets of vectors for the same traits; the widths may differ.
 
+    The p value says that the sets share structure, noise included: two layers or poolings of one run share their answers, and agree
+    where the vectors are noise. Compare unreliable vectors on different halves of the questions.
+
     Args:
         names_a, names_b: the traits, in the order of the rows.
         centred: take the mean vector out of each set first, so that what all traits share does not set their cosines.

@@ -13,7 +13,17 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from persona_lens.geometry.permutation import benjamini_hochberg
-from persona_lens.geometry.space import PersonaSpace, Products, centre, matched_grams, products, whitening
+from persona_lens.geometry.space import (
+    INTERVAL_RELIABILITY,
+    PersonaSpace,
+    Products,
+    centre,
+    centred_norms,
+    matched_grams,
+    products,
+    question_noise,
+    whitening,
+)
 from persona_lens.reliability import jackknife_interval, sign_flip_test
 
 LEAST_RELIABILITY: Final = 0.5
@@ -29,12 +39,13 @@ class Cosines:
         debiased: unbiased inner product over the plain norms.
         value: disattenuated: unbiased inner product over the cross-validated norms; NaN where a reliability is below .5. Its
             estimand is the cosine of the directions that endless questions of this kind would give.
-        low, high: 95 % jackknife interval of `value` over questions.
+        low, high: 95 % jackknife interval of `value` over questions; NaN where a reliability is below .8: it would cover less.
         reliability: share of each vector's squared norm (after centring and whitening) that is no noise.
         p_value: sign-flip test of a zero inner product, over questions; two-sided.
         q_value: the same after Benjamini-Hochberg over the pairs.
         p_largest: max-T: whether any pair has an inner product other than zero.
-        p_chance: how often random directions with the covariance of neutral residuals have so large a |cosine|; NaN without these.
+        p_chance: how often random directions with the covariance of neutral residuals, given the noise of these questions, have so
+            large a raw |cosine|; NaN without neutral residuals, and where there is no `value`.
     """
 
     names: tuple[str, ...]
@@ -78,7 +89,7 @@ def cosines(space: PersonaSpace, layer: int, *, centred: bool = False, whitened:
     found = products(differences)
     found = found.centred() if centred else found
     value = disattenuated(found)
-    trusted = _trusted(found)
+    trusted, close = (_reliable(found, least) for least in (LEAST_RELIABILITY, INTERVAL_RELIABILITY))
     with np.errstate(invalid="ignore", divide="ignore"):
         left_out = np.stack([_cosine(x, x) for x in found.left_out])
     low, high = jackknife_interval(value, left_out)
@@ -92,13 +103,13 @@ def cosines(space: PersonaSpace, layer: int, *, centred: bool = False, whitened:
         raw=_cosine(found.plain, found.plain),
         debiased=_cosine(found.unbiased, found.plain),
         value=np.where(trusted, value, np.nan),
-        low=np.where(trusted, np.maximum(low, -1.0), np.nan),
-        high=np.where(trusted, np.minimum(high, 1.0), np.nan),
+        low=np.where(close, np.maximum(low, -1.0), np.nan),
+        high=np.where(close, np.minimum(high, 1.0), np.nan),
         reliability=found.reliability,
         p_value=p_value,
         q_value=q_value,
         p_largest=p_largest,
-        p_chance=_chance(found, neutral, centred, seed),
+        p_chance=np.where(trusted, _chance(found, differences, neutral, centred, seed), np.nan),
     )
 
 
@@ -125,6 +136,11 @@ def layer_cosines(space: PersonaSpace, name: str) -> Float[np.ndarray, "layer la
     return disattenuated(products(x[:, kept]))
 
 
+def trusted_cosines(found: Products) -> Float[np.ndarray, "vector vector"]:
+    """Disattenuated cosines of the pairs that are reliable enough; NaN elsewhere."""
+    return np.where(_reliable(found, LEAST_RELIABILITY), disattenuated(found), np.nan)
+
+
 def disattenuated(found: Products) -> Float[np.ndarray, "vector vector"]:
     """Cosines freed of noise, clipped to [-1, 1]; NaN where a cross-validated norm is not positive."""
     return np.clip(_cosine(found.unbiased, found.unbiased), -1.0, 1.0)
@@ -136,8 +152,9 @@ def _cosine(inner: Float[np.ndarray, "vector vector"], norms: Float[np.ndarray, 
     return inner / np.outer(lengths, lengths)
 
 
-def _trusted(found: Products) -> Bool[np.ndarray, "vector vector"]:
-    enough = found.reliability >= LEAST_RELIABILITY
+def _reliable(found: Products, least: float) -> Bool[np.ndarray, "vector vector"]:
+    """Pairs of vectors that are both at least so reliable."""
+    enough = found.reliability >= least
     return np.outer(enough, enough)
 
 
@@ -150,17 +167,29 @@ def _zero_tests(found: Products, seed: int) -> tuple[np.ndarray, np.ndarray, flo
     return _matrix(p, len(found.plain)), _matrix(benjamini_hochberg(p), len(found.plain)), p_largest
 
 
-def _chance(found: Products, neutral: np.ndarray | None, centred: bool, seed: int) -> Float[np.ndarray, "vector vector"]:
-    """Against random directions of the neutral covariance with the vectors' norms, pair by pair."""
+def _chance(
+    found: Products,
+    differences: Float[np.ndarray, "vector question d_model"],
+    neutral: Float[np.ndarray, "sample d_model"] | None,
+    centred: bool,
+    seed: int,
+) -> Float[np.ndarray, "vector vector"]:
+    """Raw cosines against those of random directions of the neutral covariance with the vectors' norms and noise, pair by pair."""
     size = len(found.plain)
     if neutral is None:
         return np.full((size, size), np.nan)
-    norms = np.sqrt(np.maximum(np.diag(found.unbiased), 0.0))
-    change = {"change": centre} if centred else {}
-    grams = matched_grams(neutral, np.where(norms > 0, norms, 1.0), N_DRAWS, np.random.default_rng(seed), **change)
+    rng = np.random.default_rng(seed)
+    squares = np.maximum(np.diag(found.unbiased), 0.0)
+    norms = centred_norms(squares) if centred else np.sqrt(squares)
+
+    def noisy(draws: np.ndarray) -> np.ndarray:
+        drawn = draws + question_noise(differences, len(draws), rng)
+        return centre(drawn) if centred else drawn
+
+    grams = matched_grams(neutral, norms, N_DRAWS, rng, noisy)
     lengths = np.sqrt(np.einsum("nvv->nv", grams))
     chance = np.abs(grams / (lengths[:, :, None] * lengths[:, None]))
-    p = (1 + (chance >= np.abs(disattenuated(found))).sum(0)) / (1 + N_DRAWS)
+    p = (1 + (chance >= np.abs(normalised(found.plain))).sum(0)) / (1 + N_DRAWS)
     return _matrix(p[np.triu_indices(size, 1)], size)
 
 

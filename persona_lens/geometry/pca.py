@@ -13,12 +13,19 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from persona_lens.errors import GeometryError, UnknownNameError
-from persona_lens.geometry.space import PersonaSpace, Products, matched_grams, products
+from persona_lens.geometry.space import (
+    INTERVAL_RELIABILITY,
+    PersonaSpace,
+    Products,
+    centred_norms,
+    matched_grams,
+    products,
+    question_noise,
+)
 from persona_lens.reliability import jackknife_interval
 
 N_DRAWS: Final = 1000
 LEVEL: Final = 0.05
-PARTICIPATION_RELIABILITY: Final = 0.8  # of the least reliable vector; below it the ratio's interval covers too little
 SEPARATE: Final = 1.3  # ratio of two components' variances above which they are told apart
 
 
@@ -28,15 +35,17 @@ class Chance:
 
     Attributes:
         p_value: of each component's share of what earlier ones leave; NaN after the first that is no larger than chance.
-        share: that share for random directions, mean and 95th percentile, for the components that were tested.
-        p_participation: how often random directions have so low a participation ratio.
-        participation: their mean participation ratio.
+        observed: that share, of the vectors as they are (with their noise, which the random directions are given too).
+        share: the same for random directions, mean and 95th percentile.
+        p_participation: how often random directions have so low a participation ratio (with noise, both).
+        participation: the vectors' ratio with noise, and the mean of the random directions'.
     """
 
     p_value: Float[np.ndarray, " component"]
+    observed: Float[np.ndarray, " component"]
     share: Float[np.ndarray, "component 2"]
     p_participation: float
-    participation: float
+    participation: tuple[float, float]
 
     @property
     def significant(self) -> int:
@@ -50,10 +59,10 @@ class PCA:
 
     Attributes:
         variance: cross-validated, squared residual-stream units.
-        share: of the total variance, 0-1, with its 95 % jackknife interval over questions.
+        share: of the total (positive) variance, 0-1, with its 95 % jackknife interval over questions. No interval of this record is
+            given (NaN, None) where a vector's reliability is below .8.
         participation: (sum l)^2 / sum l^2: how many components the variance is spread over. Noise biases it downward (by 2 % at
             reliability .95, 6 % at .8).
-        participation_interval: None where a vector's reliability is below .8.
         directions: unit vectors in residual space.
         loadings: correlation-like cosine of each centred vector with each component, with its 95 % interval; NaN where the
             component is not `separate`.
@@ -109,7 +118,8 @@ def pca(space: PersonaSpace, layer: int, *, anchor: str | None = None, seed: int
     estimate = _statistics(found.unbiased, axes)
     low, high = jackknife_interval(estimate, statistics)
     n = len(variance)
-    trusted = bool(raw.reliability.min() >= PARTICIPATION_RELIABILITY)
+    trusted = bool(raw.reliability.min() >= INTERVAL_RELIABILITY)
+    low, high = (np.where(trusted, x, np.nan) for x in (low, high))
     shape = loadings.shape
     separate = apart(variance)
     return PCA(
@@ -144,17 +154,18 @@ def _signs(scores: Float[np.ndarray, "vector component"], anchor: int | None) ->
 
 def _loadings(gram: np.ndarray, axes: np.ndarray, variance: np.ndarray) -> Float[np.ndarray, "vector component"]:
     lengths = np.sqrt(np.where(np.diag(gram) > 0, np.diag(gram), np.nan))
-    return axes * np.sqrt(np.maximum(variance, 0.0)) / lengths[:, None]
+    return np.clip(axes * np.sqrt(np.maximum(variance, 0.0)) / lengths[:, None], -1.0, 1.0)
 
 
 def _statistics(gram: Float[np.ndarray, "vector vector"], like: Float[np.ndarray, "vector component"]) -> np.ndarray:
     """Shares, participation ratio and loadings in one row; components keep the order and sign of `like`."""
     variance, axes = _spectrum(gram)
     n = like.shape[1]
-    total = variance.sum()
+    positive = np.maximum(variance, 0.0)
+    total = positive.sum()
     axes = axes[:, :n] * np.where((axes[:, :n] * like).sum(0) < 0, -1.0, 1.0)
     loadings = _loadings(gram, axes, variance[:n])
-    return np.concatenate([variance[:n] / total, [total**2 / (variance**2).sum()], loadings.ravel()])
+    return np.concatenate([positive[:n] / total, [total**2 / (positive**2).sum()], loadings.ravel()])
 
 
 def apart(variance: Float[np.ndarray, " component"]) -> Bool[np.ndarray, " component"]:
@@ -182,15 +193,15 @@ def _chance(
     rng = np.random.default_rng(seed)
     means = np.nanmean(differences, axis=1)
     size = len(means)
-    norms = np.sqrt(np.maximum(np.diag(raw.unbiased), 0.0))
+    norms = centred_norms(np.diag(raw.centred().unbiased))
     left = means - means.mean(0)
     out, gone = np.full((size, 1), size**-0.5), np.zeros((0, means.shape[1]))  # taken out of the vectors, and of the residuals
-    p_value, share = np.full(tested, np.nan), np.full((tested, 2), np.nan)
-    p_participation, participation = np.nan, np.nan
+    p_value, shown, share = np.full(tested, np.nan), np.full(tested, np.nan), np.full((tested, 2), np.nan)
+    p_participation, participation = np.nan, (np.nan, np.nan)
     for k in range(min(tested, size - 2)):
 
         def deflate(draws: np.ndarray, out: np.ndarray = out, gone: np.ndarray = gone) -> np.ndarray:
-            noise = _noise(differences, len(draws), rng)
+            noise = question_noise(differences, len(draws), rng)
             noisy = draws + noise - noise @ gone.T @ gone
             return noisy - out @ (out.T @ noisy)
 
@@ -198,31 +209,19 @@ def _chance(
         own = left @ left.T
         null, observed = _leading_share(grams), float(_leading_share(own))
         p_value[k] = (1 + (null >= observed).sum()) / (1 + N_DRAWS)
-        share[k] = null.mean(), np.percentile(null, 95)
+        shown[k], share[k] = observed, (null.mean(), np.percentile(null, 95))
         if k == 0:
             ratios = _participation(grams)
             p_participation = float((1 + (ratios <= _participation(own)).sum()) / (1 + N_DRAWS))
-            participation = float(ratios.mean())
+            participation = float(_participation(own)), float(ratios.mean())
         if p_value[k] >= LEVEL:
             break
         u, spread, v = np.linalg.svd(left, full_matrices=False)
         left = left - spread[0] * np.outer(u[:, 0], v[0])
         out, gone = np.concatenate([out, u[:, :1]], 1), np.concatenate([gone, v[:1]])
         norms = np.sqrt(np.maximum(norms**2 - (spread[0] * u[:, 0]) ** 2, 0.0))
-    return Chance(p_value, share, p_participation, participation)
+    return Chance(p_value, shown, share, p_participation, participation)
 
 
 def _participation(grams: Float[np.ndarray, "*draw vector vector"]) -> Float[np.ndarray, "*draw"]:
     return np.asarray(np.trace(grams, axis1=-2, axis2=-1) ** 2 / (grams**2).sum((-2, -1)))
-
-
-def _noise(
-    differences: Float[np.ndarray, "vector question d_model"], n: int, rng: np.random.Generator
-) -> Float[np.ndarray, "draw vector d_model"]:
-    """Noise of the means over questions: residuals with random signs, a question's sign the same for all vectors."""
-    there = np.asarray(np.isfinite(differences).all(-1))
-    counts = there.sum(1)
-    residuals = np.where(there[..., None], differences - np.nanmean(differences, axis=1, keepdims=True), 0.0)
-    residuals /= np.sqrt(counts * (counts - 1))[:, None, None]
-    signs = rng.choice(np.array([-1.0, 1.0]), size=(n, differences.shape[1]))
-    return np.einsum("nq,vqd->nvd", signs, residuals, optimize=True)

@@ -156,7 +156,7 @@ def extract_roles(
     settings = settings or RoleSettings()
     content = hashlib.sha256(roles.model_dump_json(by_alias=True).encode()).hexdigest()[:16]
     chosen = {k: v for k, v in vars(settings).items() if k not in ("batch_rows", "batch_tokens", "sampling")}
-    arguments = {"roles": roles.name, "roles_hash": content, "sampling": vars(settings.sampling), **chosen}
+    arguments = {"roles": roles.name, "roles_hash": content, "judge": judge.name, "sampling": vars(settings.sampling), **chosen}
     path = Path(out) if out else Path("runs") / f"roles-{Path(model.name).name}-{roles.name}-seed{settings.seed}"
     folder = RunFolder.open(path, command="roles", arguments=arguments, model=model.fingerprint.as_dict())
     if not (path / "roles.json").exists():
@@ -201,7 +201,9 @@ class _Roles:
         summary: list[dict[str, Any]] = []
         for number, role in enumerate(self.roles.roles):
             at = range(len(default) + number * per_role, len(default) + (number + 1) * per_role)
-            kept = [i for i in at if (v := values[i - len(default)]) is not None and v >= self.settings.least]
+            kept = [
+                i for i in at if (v := values[i - len(default)]) is not None and v >= self.settings.least and rollouts[i].token_ids
+            ]
             self._means(number, [rows[i] for i in kept], [rollouts[i] for i in kept])
             grades = [values[i - len(default)] for i in at]
             summary.append(
@@ -253,8 +255,8 @@ class _Roles:
         per_role = self.settings.samples * len(self.roles.questions)
 
         def graded(chunk: range) -> list[dict[str, Any]]:
-            role = self.roles.roles[chunk.start // per_role].name
-            told = self.judge(role, [Judged(rows[first + i][0].user, rollouts[first + i].text) for i in chunk])
+            role = self.roles.roles[chunk.start // per_role]
+            told = self.judge(role, self.roles.rubric, [Judged(rows[first + i][0].user, rollouts[first + i].text) for i in chunk])
             if len(told) != len(chunk):
                 raise PersonaLensError(
                     f"the judge of roles returned {len(told)} grades for {len(chunk)} answers: one each, in order"

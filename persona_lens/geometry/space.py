@@ -20,7 +20,9 @@ from persona_lens.errors import GeometryError
 from persona_lens.extraction import ExtractionRun
 from persona_lens.vectors import PersonaVectors
 
-DRAWS_AT_ONCE: Final = 50
+FLOATS_AT_ONCE: Final = 20_000_000  # of random directions
+NEUTRAL_ROWS: Final = 4096  # kept of all runs' neutral answers: more say little more about a covariance
+INTERVAL_RELIABILITY: Final = 0.8  # below it the intervals of geometry cover too little, and none is given
 SAME: Final = 1e-4  # relative: directions are the mean of their questions' differences
 
 
@@ -144,11 +146,14 @@ def persona_space(vectors: Sequence[PersonaVectors], neutral: Float[Tensor, "sam
 
 
 def space_of_runs(runs: Sequence[ExtractionRun], pooling: str = "response_mean") -> PersonaSpace:
-    """The persona space of extraction runs, with the neutral answers of all of them (pooled as response_mean: none for others)."""
+    """The persona space of extraction runs, with neutral answers of all of them, at most 4096 (of response_mean only)."""
     vectors = [r.vectors if pooling == "response_mean" else r.vectors_for(pooling) for r in runs]
     neutral = [r.neutral for r in runs] if pooling == "response_mean" else []
     kept = [n for n in neutral if len(n)]
-    return persona_space(vectors, torch.cat(kept) if kept and len({n.shape[1:] for n in kept}) == 1 else None)
+    if not kept or len({n.shape[1:] for n in kept}) > 1:
+        return persona_space(vectors)  # which names the vectors that do not fit
+    each = max(1, NEUTRAL_ROWS // len(kept))
+    return persona_space(vectors, torch.cat([n[torch.linspace(0, len(n) - 1, min(each, len(n))).long()] for n in kept]))
 
 
 def _require_one(vectors: Sequence[PersonaVectors], what: str, values: Sequence[str]) -> None:
@@ -285,15 +290,38 @@ def matched_grams(
     """
     _, spread, axes = np.linalg.svd(neutral - neutral.mean(0), full_matrices=False)
     found: list[Float[np.ndarray, "draw vector vector"]] = []
-    for start in range(0, n, DRAWS_AT_ONCE):
-        shape = (min(DRAWS_AT_ONCE, n - start), len(norms), len(spread))
+    at_once = max(1, FLOATS_AT_ONCE // (len(norms) * neutral.shape[1]))
+    for start in range(0, n, at_once):
+        shape = (min(at_once, n - start), len(norms), len(spread))
         draws = rng.normal(size=shape) * spread
-        draws *= norms[:, None] / np.linalg.norm(draws, axis=-1, keepdims=True)
+        draws *= norms[:, None] / np.maximum(np.linalg.norm(draws, axis=-1, keepdims=True), np.finfo(float).tiny)
         changed = change(draws @ axes)
         found.append(changed @ changed.transpose(0, 2, 1))
     return np.concatenate(found)
 
 
+def centred_norms(squares: Float[np.ndarray, " vector"]) -> Float[np.ndarray, " vector"]:
+    """Norms of independent directions whose squared norms after centring are expected to be these.
+
+    Centring K independent directions leaves n_i^2 (1 - 2 / K) + sum(n^2) / K^2 of the squared norm of the i-th.
+    """
+    k = len(squares)
+    common = squares.sum() * k / (k - 1) / k**2
+    return np.sqrt(np.maximum((squares - common) / (1.0 - 2.0 / k), 0.0))
+
+
 def centre(draws: Float[np.ndarray, "draw vector d_model"]) -> Float[np.ndarray, "draw vector d_model"]:
     """Every draw minus its mean vector."""
     return draws - draws.mean(1, keepdims=True)
+
+
+def question_noise(
+    differences: Float[np.ndarray, "vector question d_model"], n: int, rng: np.random.Generator
+) -> Float[np.ndarray, "draw vector d_model"]:
+    """Noise of the means over questions: residuals with random signs, a question's sign the same for all vectors."""
+    there = np.asarray(np.isfinite(differences).all(-1))
+    counts = there.sum(1)
+    residuals = np.where(there[..., None], differences - np.nanmean(differences, axis=1, keepdims=True), 0.0)
+    residuals /= np.sqrt(counts * (counts - 1))[:, None, None]
+    signs = rng.choice(np.array([-1.0, 1.0]), size=(n, differences.shape[1]))
+    return np.einsum("nq,vqd->nvd", signs, residuals, optimize=True)

@@ -6,7 +6,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import Float
@@ -16,15 +16,15 @@ from persona_lens.extraction import ExtractionRun
 from persona_lens.geometry.axes import AxisAndComponent, OnAxis, axis_and_component, on_axis
 from persona_lens.geometry.clustering import Clustering, cluster
 from persona_lens.geometry.coexpression import Effects, SpillOver, foretold
-from persona_lens.geometry.cosines import LEAST_RELIABILITY, Cosines, cosines, layer_cosines
+from persona_lens.geometry.cosines import LEAST_RELIABILITY, Cosines, cosines, layer_cosines, trusted_cosines
 from persona_lens.geometry.pca import PCA, pca
 from persona_lens.geometry.permutation import Mantel
 from persona_lens.geometry.roles import RoleRun
 from persona_lens.geometry.space import PersonaSpace, products, space_of_runs
 from persona_lens.geometry.subspaces import CrossValidatedRank, cross_validated_rank, varimax
+from persona_lens.reliability import MINIMUM_QUESTIONS
 from persona_lens.store import RunFolder, read_json, write_json
 
-LEAST_MANTEL: Final = 4
 Record = TypeVar("Record")
 
 
@@ -39,6 +39,7 @@ class Roles:
     """
 
     names: tuple[str, ...]
+    n_questions: int
     adherence: Mapping[str, tuple[int, ...]]
     pca: PCA
     rank: CrossValidatedRank
@@ -51,17 +52,26 @@ class Roles:
 
 @dataclass(frozen=True, eq=False)
 class CoExpression:
-    """Spill-over beside the cosines: did these foretell it, off the diagonal?"""
+    """Spill-over beside the cosines at the layer that was steered: did these foretell it, off the diagonal?
+
+    Attributes:
+        coherence: of the answers steered along each vector, at each strength; `unsteered_coherence` of the unsteered ones.
+        without: why a test is missing, by its name.
+    """
 
     layer: int
     strengths: tuple[float, ...]
     n_questions: int
     answers: int
+    cosines: Float[np.ndarray, "vector vector"]
+    coherence: Float[np.ndarray, "vector strength"]
+    unsteered_coherence: float
     steered: Effects
     prompted: Effects
     cosines_and_steered: Mantel | None
     cosines_and_prompted: Mantel | None
     steered_and_prompted: Mantel | None
+    without: Mapping[str, str]
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +86,7 @@ class Study:
         across_layers: disattenuated cosines of every vector with itself at other layers.
         clustering: None where a vector's reliability is below .5.
         rank: dimensions that replicate across questions.
-        rotated: varimax of the loadings on the components larger than chance, where these are at least two.
+        rotated: varimax of the scores on the components larger than chance, where these are at least two.
     """
 
     names: tuple[str, ...]
@@ -130,7 +140,7 @@ def study_geometry(
         RunFolderError: the folder holds another run.
     """
     space = space_of_runs(runs, pooling)
-    _require(space, spill_over)
+    _require(space, roles, spill_over, layer)
     arguments = {
         "vectors": {v.trait: hashlib.sha256(v.directions.numpy().tobytes()).hexdigest()[:16] for v in space.vectors},
         "pooling": pooling,
@@ -139,10 +149,12 @@ def study_geometry(
         "spill_over": None if spill_over is None else read_json(spill_over.path / "run.json")["arguments"],
         "seed": seed,
     }
-    folder = RunFolder.open(Path(out), command="geometry", arguments=arguments, model=runs[0].manifest["model"])
-    if not (folder.path / "geometry.json").exists():
-        found = study(space, model=_model(runs), roles=roles, spill_over=spill_over, layer=layer, seed=seed)
-        write_json(folder.path / "geometry.json", encoded(found))
+    model, path = runs[0].manifest["model"], Path(out)
+    if (path / "run.json").exists():
+        RunFolder.open(path, command="geometry", arguments=arguments, model=model)
+    found = study(space, model=str(model["name"]), roles=roles, spill_over=spill_over, layer=layer, seed=seed)
+    folder = RunFolder.open(path, command="geometry", arguments=arguments, model=model)
+    write_json(folder.path / "geometry.json", encoded(found))
     return GeometryRun(folder.path)
 
 
@@ -175,7 +187,7 @@ def study(
     Raises:
         GeometryError: fewer than three vectors, vectors without their questions' means, or roles and spill-over of other ones.
     """
-    _require(space, spill_over)
+    _require(space, roles, spill_over, layer)
     by_layer = [products(space.differences_at(at)) for at in range(space.n_layers)]
     reliability = np.stack([p.reliability for p in by_layer], 1)
     layer = int(reliability.min(0).argmax()) if layer is None else layer
@@ -193,19 +205,36 @@ def study(
         0 if space.neutral is None else len(space.neutral),
         reliability,
         tables,
-        by_layer=np.stack([cosines(space, at, seed=seed).value for at in range(space.n_layers)]),
+        by_layer=np.stack([trusted_cosines(p) for p in by_layer]),
         across_layers=np.stack([layer_cosines(space, name) for name in space.names]),
         clustering=cluster(space, layer, seed=seed) if reliability[:, layer].min() >= LEAST_RELIABILITY else None,
         pca=components,
         rank=_rank(space, layer, seed),
-        rotated=varimax(components.loadings[:, :significant], seed=seed).loadings if significant >= 2 else None,
+        rotated=varimax(components.scores[:, :significant], seed=seed).loadings if significant >= 2 else None,
         roles=None if roles is None else _roles(space, roles, layer, seed),
-        coexpression=None if spill_over is None else _coexpression(space, spill_over, tables[0], seed),
+        coexpression=None if spill_over is None else _coexpression(space, spill_over, seed),
     )
 
 
-def _require(space: PersonaSpace, spill_over: SpillOver | None) -> None:
+def _require(space: PersonaSpace, roles: RoleRun | None, spill_over: SpillOver | None, layer: int | None) -> None:
+    """Everything that can be wrong, before any work."""
     space.require(3, "a geometry study")
+    space.require_layer(0 if layer is None else layer)
+    asked = np.asarray(np.isfinite(space.differences_at(0)).all(-1)).sum(1)
+    few = [f"{n}: {k}" for n, k in zip(space.names, asked, strict=True) if k < MINIMUM_QUESTIONS]
+    if few:
+        raise GeometryError(f"a geometry study needs {MINIMUM_QUESTIONS} questions of every vector ({', '.join(few)})")
+    weights = space.vectors[0].provenance.get("model", {}).get("weights")
+    for what, path in (("roles", roles and roles.path), ("spill-over", spill_over and spill_over.path)):
+        if path is None:
+            continue
+        model = read_json(path / "run.json")["model"]
+        if weights and (model["lineage"], model["weights"]) != (space.lineage, weights):
+            raise GeometryError(
+                f"the {what} in {path} are of {model['name']}, weights {model['weights']}; the vectors of {weights}"
+            )
+    if roles is not None and space.pooling != "response_mean":
+        raise GeometryError(f"roles are pooled as response_mean, the vectors as {space.pooling}: leave out one of them")
     if spill_over is not None and set(spill_over.names) != set(space.names):
         raise GeometryError(
             f"the spill-over in {spill_over.path} is of {', '.join(spill_over.names)}; the vectors are {', '.join(space.names)}"
@@ -217,17 +246,12 @@ def _rank(space: PersonaSpace, layer: int, seed: int) -> CrossValidatedRank:
     return cross_validated_rank(space.differences_at(layer), n_splits=8, n_flips=199, seed=seed)
 
 
-def _model(runs: Sequence[ExtractionRun]) -> str:
-    return str(runs[0].manifest["model"]["name"]) if runs else ""
-
-
 def _roles(space: PersonaSpace, roles: RoleRun, layer: int, seed: int) -> Roles:
     theirs = roles.space()
-    if theirs.lineage != space.lineage:
-        raise GeometryError(f"the roles in {roles.path} are of lineage {theirs.lineage}, the vectors of {space.lineage}")
     axis = roles.assistant_axis()
     return Roles(
         theirs.names,
+        len(roles.summary["questions"]),
         {name: tuple(int(n) for n in counts) for name, counts in roles.adherence.items()},
         pca(theirs, layer, seed=seed),
         _rank(theirs, layer, seed),
@@ -239,19 +263,35 @@ def _roles(space: PersonaSpace, roles: RoleRun, layer: int, seed: int) -> Roles:
     )
 
 
-def _coexpression(space: PersonaSpace, spill: SpillOver, table: Cosines, seed: int) -> CoExpression:
-    enough = len(space) >= LEAST_MANTEL and bool(np.isfinite(table.value).all())
+def _coexpression(space: PersonaSpace, spill: SpillOver, seed: int) -> CoExpression:
+    record = spill.record
+    layer = int(record["layer"])
+    value = trusted_cosines(products(space.differences_at(layer)))
     steered, prompted = spill.steered.ordered(space.names), spill.prompted.ordered(space.names)
+    without: dict[str, str] = {}
+
+    def tested(what: str, similarity: Float[np.ndarray, "vector vector"], effects: Effects) -> Mantel | None:
+        try:
+            return foretold(similarity, effects, seed=seed)
+        except GeometryError as error:
+            without[what] = str(error)
+            return None
+
+    order = [spill.names.index(n) for n in space.names]
     return CoExpression(
-        int(spill.record["layer"]),
-        tuple(spill.record["strengths"]),
-        len(spill.record["questions"]),
-        int(spill.record["answers"]),
+        layer,
+        tuple(record["strengths"]),
+        len(record["questions"]),
+        int(record["answers"]),
+        value,
+        np.array(record["coherence"], dtype=np.float64)[order],
+        float(record["unsteered_coherence"]),
         steered,
         prompted,
-        foretold(table.value, steered, seed=seed) if enough else None,
-        foretold(table.value, prompted, seed=seed) if enough else None,
-        foretold(steered.mean, prompted, seed=seed) if enough else None,
+        tested("cosines and steered effects", value, steered),
+        tested("cosines and prompted effects", value, prompted),
+        tested("steered and prompted effects", steered.mean, prompted),
+        without,
     )
 
 

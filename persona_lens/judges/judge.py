@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Protocol, runtime_checkable
 
 from persona_lens.errors import PersonaLensError
-from persona_lens.traits import Trait
+from persona_lens.traits import Role, Trait
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,16 @@ class Adherence:
             raise ValueError("a missing adherence needs a reason")
 
 
-RoleJudge = Callable[[str, Sequence[Judged]], list[Adherence]]  # (role, answers) -> one adherence per answer
+@runtime_checkable
+class RoleJudge(Protocol):
+    """A judge of how far answers are in a role, by the role set's rubric. `name` goes into the run's record."""
+
+    @property
+    def name(self) -> str: ...
+
+    def __call__(self, role: Role, rubric: str, answers: Sequence[Judged], /) -> list[Adherence]: ...
+
+
 Outside = Callable[[Judged], bool]  # whether an answer is not of the model's world: another language, gibberish
 
 
@@ -116,4 +125,4 @@ def default_role_judge(trait_set: str) -> RoleJudge:
         raise PersonaLensError("no judge of roles given, and the oracle reads pocket models only: pass judge= from Python")
     from persona_lens.judges.oracle import role_oracle
 
-    return role_oracle
+    return role_oracle()

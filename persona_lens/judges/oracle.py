@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from persona_lens.errors import UnknownNameError
-from persona_lens.judges.judge import Adherence, Judge, Judged, Score
+from persona_lens.judges.judge import Adherence, Judge, Judged, RoleJudge, Score
 from persona_lens.pocket.lexicon import TRAITS
 from persona_lens.pocket.oracle import outside_share, read
 from persona_lens.pocket.questions import parse_question
 from persona_lens.pocket.roles import ROLES
-from persona_lens.traits import Trait
+from persona_lens.traits import Role, Trait
 
 _ROLES = tuple(r.name for r in ROLES)
 
@@ -29,19 +29,25 @@ def oracle() -> Judge:
     return _Oracle()
 
 
-def role_oracle(role: str, answers: Sequence[Judged]) -> list[Adherence]:
-    """How far answers are in a role of the pocket world: its opener counts 1, one of its sentences 2.
+@dataclass(frozen=True)
+class _RoleOracle:
+    name: str = "oracle"
 
-    Raises:
-        UnknownNameError: the world has no such role.
-    """
-    if role not in _ROLES:
-        raise UnknownNameError("role of the pocket world", role, _ROLES)
-    asked = [parse_question(a.question) for a in answers]
-    return [
-        Adherence(None, "the question is not of the pocket world") if q is None else Adherence(read(q, a.answer).role(role))
-        for q, a in zip(asked, answers, strict=True)
-    ]
+    def __call__(self, role: Role, rubric: str, answers: Sequence[Judged], /) -> list[Adherence]:  # noqa: ARG002
+        if role.name not in _ROLES:
+            raise UnknownNameError("role of the pocket world", role.name, _ROLES)
+        asked = [parse_question(a.question) for a in answers]
+        return [
+            Adherence(None, "the question is not of the pocket world")
+            if q is None
+            else Adherence(read(q, a.answer).role(role.name))
+            for q, a in zip(asked, answers, strict=True)
+        ]
+
+
+def role_oracle() -> RoleJudge:
+    """The judge of the pocket world's roles: a role's opener counts 1, one of its sentences 2."""
+    return _RoleOracle()
 
 
 def outside_pocket_world(judged: Judged) -> bool:

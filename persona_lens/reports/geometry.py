@@ -42,7 +42,8 @@ def _reliability(study: Study) -> str:
 def _pairs(table: Cosines) -> str:
     pairs = np.triu_indices(len(table.names), 1)
     value, q, chance = table.value[pairs], table.q_value[pairs], table.p_chance[pairs]
-    if not np.isfinite(value).any():
+    given = np.isfinite(value)
+    if not given.any():
         return "No cosine can be given: the vectors are too unreliable."
     top = int(np.nanargmax(np.abs(value)))
     a, b = pairs[0][top], pairs[1][top]
@@ -53,20 +54,23 @@ def _pairs(table: Cosines) -> str:
         "covariance of neutral answers (p < .05 each)."
     )
     return (
-        f"{int((q < 0.05).sum())} of {len(value)} pairs of vectors have a cosine other than zero (q < .05).{beyond} The largest: "
-        f"{table.names[a]} and {table.names[b]}, {value[top]:+.2f} [{table.low[a, b]:+.2f}, {table.high[a, b]:+.2f}]."
+        f"{int((q[given] < 0.05).sum())} of {int(given.sum())} pairs of vectors have a cosine other than zero (q < .05); that any "
+        f"has: p = {table.p_largest:.2g} (max-T).{beyond} The largest, chosen for being so: {table.names[a]} and {table.names[b]}, "
+        f"{value[top]:+.2f}."
     )
 
 
 def _dimensions(who: str, found: PCA, rank: int) -> str:
-    first = f"the first component holds {found.share[0]:.0%} [{found.share_low[0]:.0%}, {found.share_high[0]:.0%}] of the variance"
+    between = "" if np.isnan(found.share_low[0]) else f" [{found.share_low[0]:.0%}, {found.share_high[0]:.0%}]"
+    first = f"the first component holds {found.share[0]:.0%}{between} of their variance beyond noise"
     if found.chance is None:
         beyond = "no neutral residuals were there to say how much of that is chance"
     else:
         n = found.chance.significant
+        larger = f"{n} component{'s are' if n != 1 else ' is'} larger than chance"
         beyond = (
-            f"by chance it would be {found.chance.share[0, 0]:.0%} (95th percentile {found.chance.share[0, 1]:.0%}, "
-            f"p = {found.chance.p_value[0]:.2g}); {n} component{'s are' if n != 1 else ' is'} larger than chance"
+            f"with the noise {found.chance.observed[0]:.0%}, where chance gives {found.chance.share[0, 0]:.0%} (95th percentile "
+            f"{found.chance.share[0, 1]:.0%}, p = {found.chance.p_value[0]:.2g}); {larger}"
         )
     return f"{who} replicate across questions along {rank} of at most {len(found.names) - 1} dimensions; {first}; {beyond}."
 
@@ -83,13 +87,28 @@ def _roles(roles: Roles) -> list[str]:
 
 def _coexpression(co: CoExpression) -> list[str]:
     said: list[str] = []
-    for what, test in (
-        ("what steering along one vector does to the other traits", co.cosines_and_steered),
-        ("what prompting for one trait does to the others", co.cosines_and_prompted),
+    for what, test, effects in (
+        ("steered", co.cosines_and_steered, co.steered),
+        ("prompted", co.cosines_and_prompted, co.prompted),
     ):
-        if test:
-            verb = "foretell" if test.p_value < 0.05 else "do not show that they foretell"
-            said.append(f"The cosines {verb} {what} (off the diagonal, answer length held: {_mantel(test)}).")
+        if test is None:
+            said.append(
+                f"Whether the cosines foretell {what} effects cannot be tested: {co.without[f'cosines and {what} effects']}."
+            )
+            continue
+        verb = "do not show that they foretell" if test.p_value >= 0.05 else "foretell" if test.r > 0 else "run against"
+        held = ", answer length held" if effects.length_matters else ""
+        deed = (
+            "steering along one vector does to the other traits"
+            if what == "steered"
+            else "prompting for one trait does to the others"
+        )
+        said.append(f"At layer {co.layer} the cosines {verb} what {deed} (off the diagonal{held}: {_mantel(test)}).")
+    lowest = float(np.nanmin(co.coherence))
+    said.append(
+        f"Steering cost coherence: {co.unsteered_coherence:.0f} unsteered, {lowest:.0f} at the worst vector and strength; "
+        "what low coherence does to the scores is part of the effects."
+    )
     return said
 
 
@@ -100,7 +119,9 @@ def _mantel(test: Mantel) -> str:
 
 def geometry_page(run: GeometryRun, images: Mapping[str, bytes]) -> str:
     study, manifest = run.study, read_json(run.path / "run.json")
-    questions = f"{min(study.n_questions)} to {max(study.n_questions)} questions a vector"
+    least, most = min(study.n_questions), max(study.n_questions)
+    questions = f"{least} questions a vector" if least == most else f"{least} to {most} questions a vector"
+    at = f"at blocks.{study.layer}.hook_resid_post, n = {questions}"
     neutral = f"{study.n_neutral} neutral answers" if study.n_neutral else "no neutral answers"
     origin = f"{len(study.names)} vectors ({study.pooling}) of {study.model}, {questions}, {neutral}, layer {study.layer}."
     parts = [
@@ -113,8 +134,7 @@ def geometry_page(run: GeometryRun, images: Mapping[str, bytes]) -> str:
         "<h2>Cosines</h2>",
         image(
             images["cosines"],
-            f"Disattenuated cosines (no unit) at blocks.{study.layer}.hook_resid_post, n = {questions}. Left as they are, "
-            "right after subtracting the mean vector.",
+            f"Disattenuated cosines (no unit) {at}. Left as they are, right after subtracting the mean vector.",
         ),
         *(_cosine_table(t) for t in study.cosines),
     ]
@@ -130,15 +150,19 @@ def geometry_page(run: GeometryRun, images: Mapping[str, bytes]) -> str:
         )
     parts += [
         "<h2>Components</h2>",
-        image(images["scree"], f"Share of variance (%) of {len(study.names)} vectors; bars are 95 % intervals over {questions}."),
-        image(images["components"], f"Scores of {len(study.names)} vectors in residual-stream units."),
+        image(
+            images["scree"], f"Share of the variance beyond noise (%) of {len(study.names)} vectors {at}; bars are 95 % intervals."
+        ),
+        _chance(study.pca),
+        image(images["components"], f"Scores of {len(study.names)} vectors in residual-stream units, {at}."),
         _loadings(study.pca),
+        *_rotated(study),
         "<h2>Layers</h2>",
         image(images["layers"], f"Disattenuated cosine of each vector with itself at other layers; n = {questions}."),
         _reliability_table(study),
     ]
     if study.roles:
-        parts += _role_parts(study.roles, images)
+        parts += _role_parts(study.roles, images, f"blocks.{study.layer}.hook_resid_post")
     if study.coexpression:
         parts += _coexpression_parts(study.coexpression, images)
     return page("Persona-space geometry", [*parts, provenance(manifest)])
@@ -153,7 +177,7 @@ def _cosine_table(found: Cosines) -> str:
         (
             f"{found.names[i]}, {found.names[j]}",
             f"{found.raw[i, j]:+.2f}",
-            f"{found.value[i, j]:+.2f} [{found.low[i, j]:+.2f}, {found.high[i, j]:+.2f}]",
+            _interval(found.value[i, j], found.low[i, j], found.high[i, j]),
             f"{found.p_value[i, j]:.4f}",
             f"{found.q_value[i, j]:.4f}",
             "-" if np.isnan(found.p_chance[i, j]) else f"{found.p_chance[i, j]:.3f}",
@@ -176,17 +200,51 @@ def _loadings(found: PCA) -> str:
     ]
     interval = found.participation_interval
     spread = f" [{interval[0]:.2f}, {interval[1]:.2f}]" if interval else ""
-    chance = f"; by chance {found.chance.participation:.2f}" if found.chance else ""
     note = (
         "Loadings (cosine of the centred vector with the component) [95 %, where the component is separate]. "
         f"Participation ratio {found.participation:.2f}"
-        f"{spread}{chance}."
+        f"{spread}."
     )
     return f"<p class='meta'>{escape(note)}</p>" + table(("vector", *(f"component {k + 1}" for k in range(n))), rows)
 
 
+def _chance(found: PCA) -> str:
+    """The tests of components against random directions, on shares with noise."""
+    if found.chance is None:
+        return ""
+    c = found.chance
+    rows = [
+        (k + 1, f"{c.observed[k]:.0%}", f"{c.share[k, 0]:.0%}", f"{c.share[k, 1]:.0%}", f"{p:.3f}")
+        for k, p in enumerate(c.p_value)
+        if np.isfinite(p)
+    ]
+    note = (
+        "Each component's share of what earlier ones leave, noise included, beside that of random directions with the covariance "
+        f"of neutral answers and the same noise. Participation ratio likewise: {c.participation[0]:.2f}, by chance "
+        f"{c.participation[1]:.2f} (p = {c.p_participation:.2g})."
+    )
+    return f"<p class='meta'>{escape(note)}</p>" + table(("component", "share", "chance, mean", "95th percentile", "p"), rows)
+
+
+def _rotated(study: Study) -> list[str]:
+    """Varimax of the components that are larger than chance, where there are two or more."""
+    if study.rotated is None:
+        return []
+    rows = [(n, *(f"{x:+.0f}" for x in row)) for n, row in zip(study.names, study.rotated, strict=True)]
+    head = ("vector", *(f"rotated {k + 1}" for k in range(study.rotated.shape[1])))
+    return ["<p class='meta'>Varimax rotation of the components larger than chance, residual-stream units</p>", table(head, rows)]
+
+
+def _coherence(co: CoExpression) -> str:
+    rows = [(n, *(f"{x:.0f}" for x in row)) for n, row in zip(co.steered.names, co.coherence, strict=True)]
+    note = f"Coherence of the steered answers by strength; unsteered {co.unsteered_coherence:.0f}"
+    return f"<p class='meta'>{escape(note)}</p>" + table(("steered", *(f"{s:g}" for s in co.strengths)), rows)
+
+
 def _interval(value: float, low: float, high: float) -> str:
-    """An estimate with its interval, if it has one."""
+    """An estimate with its interval, if it has one; a dash where it was refused."""
+    if np.isnan(value):
+        return "-"
     return f"{value:+.2f}" if np.isnan(low) else f"{value:+.2f} [{low:+.2f}, {high:+.2f}]"
 
 
@@ -197,18 +255,20 @@ def _reliability_table(study: Study) -> str:
     )
 
 
-def _role_parts(roles: Roles, images: Mapping[str, bytes]) -> list[str]:
-    n = f"{len(roles.names)} roles"
+def _role_parts(roles: Roles, images: Mapping[str, bytes], where: str) -> list[str]:
+    n = f"{len(roles.names)} roles on {roles.n_questions} questions"
     grades = [(name, *counts, "yes" if name in roles.names else "no") for name, counts in roles.adherence.items()]
     return [
         "<h2>Roles</h2>",
-        image(images["role_scree"], f"Share of variance (%) of {n}, minus the default assistant."),
-        image(images["role_components"], f"Scores of {n} in residual-stream units."),
+        image(images["role_scree"], f"Share of the variance beyond noise (%) of {n} minus the default assistant, at {where}."),
+        _chance(roles.pca),
+        image(images["role_components"], f"Scores of {n} in residual-stream units, at {where}."),
         image(
             images["assistant_axis"],
-            f"{n} (projections) and traits (cosines) on the Assistant Axis, 95 % intervals over questions.",
+            f"{n} (projections, residual-stream units) and the traits (cosines) on the Assistant Axis at {where}; 95 % intervals "
+            "over questions.",
         ),
-        image(images["roles_on_traits"], f"Projections of {n} on the trait vectors, residual-stream units."),
+        image(images["roles_on_traits"], f"Projections of {n} on the trait vectors at {where}, residual-stream units."),
         f"<details><summary>Role adherence</summary>{table(('role', '0', '1', '2', '3', 'vector'), grades)}</details>",
     ]
 
@@ -224,9 +284,10 @@ def _coexpression_parts(co: CoExpression, images: Mapping[str, bytes]) -> list[s
         "<h2>Co-expression</h2>",
         image(
             images["spill_over"],
-            f"Score points on the judged trait (column) per unit of strength along the vector of the row at layer {co.layer}, "
-            f"and from its negative to its positive prompts; {co.n_questions} questions, {co.answers} answers.",
+            f"Cosines at layer {co.layer}; score points on the judged trait (column) per unit of strength along the vector of the "
+            f"row at that layer; and from its negative to its positive prompts. {co.n_questions} questions, {co.answers} answers.",
         ),
         f"<p>{escape(agreement)}</p>",
+        _coherence(co),
         f"<details><summary>Effects [95 %]</summary>{table(('acted upon', 'judged', 'steered', 'prompted'), rows)}</details>",
     ]

@@ -108,6 +108,10 @@ def test_axes_of_other_lineages_poolings_and_groups_are_refused() -> None:
         on_axis(space, vectors_of("a", differences, lineage="other"), 0)
     with pytest.raises(GeometryError, match="the axis a is pooled as prompt_last, the vectors as response_mean"):
         on_axis(space, vectors_of("a", differences, pooling="prompt_last"), 0)
+    with pytest.raises(GeometryError, match=r"the axis a has shape \[1, 3\] \[layer, d_model\], the vectors \[1, 48\]"):
+        on_axis(space, vectors_of("a", differences[:, :3]), 0)
+    with pytest.raises(GeometryError, match="the axis a comes without per-question means"):
+        on_axis(space, replace(vectors_of("a", differences), differences=vectors_of("a", differences).differences[:0]), 0)
     axis = vectors_of("a", differences)
     with pytest.raises(UnknownNameError, match="unknown vector 'v7'"):
         axis_and_component(space, axis, 0, {"x": ["v7"]})

@@ -90,7 +90,13 @@ def separate(vectors: int, questions: int, reliability: float, shared: float) ->
 
 @pytest.mark.parametrize(
     ("vectors", "questions", "reliability", "shared"),
-    [(7, 20, 0.8, 0.0), (7, 20, 0.99, 0.3), (12, 20, 0.9, 0.5), (7, 12, 0.9, 0.0)],
+    [
+        (7, 20, 0.8, 0.0),
+        pytest.param(7, 20, 0.99, 0.3, marks=pytest.mark.slow),
+        (12, 20, 0.9, 0.5),
+        pytest.param(7, 12, 0.9, 0.0, marks=pytest.mark.slow),
+        pytest.param(32, 20, 0.9, 0.5, marks=pytest.mark.slow),
+    ],
 )
 @pytest.mark.filterwarnings("ignore:Mean of empty slice")
 def test_every_interval_covers_the_truth(vectors: int, questions: int, reliability: float, shared: float) -> None:

@@ -58,6 +58,11 @@ def test_slopes_are_those_of_the_answers(pocket: ChatModel, pair: list[PersonaVe
     assert finished.steered.mean[0, 0] == pytest.approx(slopes.mean(), abs=1e-6)
     assert finished.steered.low[0, 0] < slopes.mean() < finished.steered.high[0, 0]
     assert finished.record["unsteered"][0] == pytest.approx(means[0.0].mean())
+    with steer(pocket, add(pair[0], LAYER, 2.0)):
+        answers = sample(pocket, [(p, i) for p in prompts for i in range(2)], SMALL.sampling)
+    read = oracle()(load_trait("optimism", "pocket"), [Judged(asked[i // 2], a.text) for i, a in enumerate(answers)])
+    assert finished.record["coherence"][0][1] == pytest.approx(np.mean([s.coherence for s in read]))
+    assert finished.record["unsteered_coherence"] > 80
 
 
 def test_prompted_effects_are_positive_minus_negative(pocket: ChatModel, finished: SpillOver) -> None:
@@ -114,7 +119,7 @@ def test_an_interrupted_run_ends_with_the_same_bytes(
 
 
 def test_gaps_are_counted_and_left_out(pocket: ChatModel, pair: list[PersonaVectors], finished: SpillOver, tmp_path: Path) -> None:
-    keys = {(r["prompt_id"], r["sample"], r["acted"], r["strength"]) for r in read_jsonl(finished.path / "rollouts.jsonl")}
+    keys = {(r["cell"], r["prompt_id"], r["sample"]) for r in read_jsonl(finished.path / "rollouts.jsonl")}
     assert len(keys) == finished.record["answers"]
     plain = oracle()
 

@@ -85,16 +85,17 @@ def test_whitening_undoes_the_shape_of_the_residual_stream() -> None:
     assert (cosines(space, 0).p_chance[upper] > 0.05).mean() > 0.8, "such cosines come by chance there"
 
 
-@pytest.mark.parametrize("centred", [False, True])
-def test_random_directions_are_no_more_alike_than_chance(centred: bool) -> None:
+@pytest.mark.parametrize(("centred", "reliability"), [(False, 0.98), (True, 0.98), (False, 0.7), (True, 0.7)])
+def test_random_directions_are_no_more_alike_than_chance(centred: bool, reliability: float) -> None:
     rng = np.random.default_rng(1)
     spread = anisotropic(rng, 0.7)
     below: list[np.ndarray] = []
     for seed in range(80):
         neutral = rng.normal(size=(400, WIDTH)) @ spread
-        space = World(rng.normal(size=(5, WIDTH)) @ spread, spread, 20, 0.98).space(rng, neutral)
-        below.append(cosines(space, 0, centred=centred, seed=seed).p_chance[UPPER] < 0.05)
-    assert 0.02 <= np.mean(below) <= 0.08
+        space = World(rng.normal(size=(5, WIDTH)) @ spread, spread, 20, reliability).space(rng, neutral)
+        p = cosines(space, 0, centred=centred, seed=seed).p_chance[UPPER]
+        below.append(p[np.isfinite(p)] < 0.05)
+    assert 0.015 <= np.concatenate(below).mean() <= 0.085
     copies = World(np.repeat(rng.normal(size=(1, WIDTH)) @ spread, 5, 0) * [[1], [1], [-1], [1], [2]], spread, 20, 0.98)
     found = cosines(copies.space(rng, neutral), 0)
     assert found.p_chance[UPPER].max() < 0.05

@@ -95,7 +95,8 @@ def roles_on_disk(folder: Path) -> RoleRun:
 def spill_on_disk(folder: Path, names: Sequence[str]) -> SpillOver:
     rng = np.random.default_rng(3)
     table = {k: rng.normal(size=(len(names), len(names))).tolist() for k in ("mean", "low", "high", "by_length")}
-    record = {"traits": list(names), "layer": 1, "strengths": [1.0], "questions": ["a"] * 10, "answers": 90, "gaps": 0}
+    shown = {"coherence": [[90.0]] * len(names), "unsteered_coherence": 97.0}
+    record = {**shown, "traits": list(names), "layer": 1, "strengths": [1.0], "questions": ["a"] * 10, "answers": 90, "gaps": 0}
     folder.mkdir(parents=True)
     write_json(folder / "spill_over.json", {**record, "unsteered": [1.0] * len(names), "steered": table, "prompted": table})
     write_json(folder / "run.json", {"command": "spill-over", "arguments": {"layer": 1}, "model": MODEL})
@@ -148,7 +149,7 @@ def test_the_report_says_what_may_be_concluded_and_what_not(runs: list[Extractio
     )
     page = report(run.path).read_text()
     said = geometry_verdict(run.study)
-    assert len(said) == 7
+    assert len(said) == 8
     assert "What not" in page
     assert "about behaviour only the spill-over speaks" in page
     assert "leaving out one role" in page
@@ -231,6 +232,42 @@ def test_what_does_not_fit_together_is_refused(runs: list[ExtractionRun], tmp_pa
     write_json(tmp_path / "half" / "geometry.json", {"names": ["a"]})
     with pytest.raises(RunFolderError, match="record of Study is damaged"):
         _ = load_geometry(tmp_path / "half").study
+
+
+def test_a_test_that_cannot_be_made_says_why(runs: list[ExtractionRun], tmp_path: Path) -> None:
+    spill = spill_on_disk(tmp_path / "spill", NAMES)
+    record = spill.record
+    record["steered"]["mean"] = np.eye(5).tolist()
+    write_json(spill.path / "spill_over.json", record)
+    found = study(space_of_runs(runs), spill_over=SpillOver(spill.path))
+    assert found.coexpression is not None
+    assert found.coexpression.cosines_and_steered is None
+    assert "constant" in found.coexpression.without["cosines and steered effects"]
+    assert "cannot be tested: b is constant" in " ".join(geometry_verdict(found))
+
+
+def test_a_vector_at_the_mean_of_the_others_does_not_stop_the_study() -> None:
+    rng = np.random.default_rng(0)
+    w = world(7, 20, 0.8, seed=2)
+    means = w.means.copy()
+    means[0] = means[1:].mean(0)
+    neutral = torch.tensor(rng.normal(size=(300, 1, WIDTH))).float()
+    for _ in range(3):
+        drawn = replace(w, means=means).draw(rng)
+        found = study(persona_space([vectors_of(f"v{i}", d) for i, d in enumerate(drawn)], neutral))
+        assert found.rotated is None or np.isfinite(found.rotated).all()
+        assert found.pca.share.max() <= 1.0
+
+
+def test_the_words_follow_the_sign_of_what_was_found(runs: list[ExtractionRun], tmp_path: Path) -> None:
+    spill = spill_on_disk(tmp_path / "spill", NAMES)
+    value, record = cosines(space_of_runs(runs), 1).value, spill.record
+    record["steered"] = {**record["steered"], "mean": (-value).tolist(), "by_length": np.zeros((5, 5)).tolist()}
+    record["prompted"] = {**record["prompted"], "mean": value.tolist()}
+    write_json(spill.path / "spill_over.json", record)
+    said = geometry_verdict(study(space_of_runs(runs), spill_over=SpillOver(spill.path)))
+    assert any("the cosines run against what steering" in line and "length held" not in line for line in said)
+    assert any("the cosines foretell what prompting" in line and "length held" in line for line in said)
 
 
 def test_records_keep_gaps_and_types() -> None:

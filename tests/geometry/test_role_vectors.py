@@ -1,7 +1,8 @@
 """Roles: the pocket model plays them, the oracle says how far, and vectors, axis and resume are exact."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from persona_lens.judges import Adherence, Judged, default_role_judge, role_orac
 from persona_lens.models import ChatModel, Sampling
 from persona_lens.pocket.trait_files import pocket_roles
 from persona_lens.store import read_jsonl
-from persona_lens.traits import RoleSet, load_roles
+from persona_lens.traits import Role, RoleSet, load_roles
 
 PLAYED = ("villain", "waiter", "pirate", "night guard")
 SMALL = RoleSettings(samples=4, default_samples=3, sampling=Sampling(max_new_tokens=80))
@@ -25,6 +26,19 @@ def some(names: Sequence[str] = PLAYED, questions: int = 8) -> RoleSet:
     shipped = load_roles("pocket")
     roles = tuple(r for n in names for r in shipped.roles if r.name == n)
     return RoleSet(schema=1, name="some", roles=roles, questions=shipped.questions[:questions], rubric=shipped.rubric)
+
+
+@dataclass(frozen=True)
+class Told:
+    """A judge that says the same of every answer in a role."""
+
+    say: Callable[[str], Adherence]
+    limit: int | None = None
+    name: str = "oracle"
+
+    def __call__(self, role: Role, rubric: str, answers: Sequence[Judged], /) -> list[Adherence]:
+        assert "{role}" in rubric
+        return [self.say(role.name) for _ in answers][: self.limit]
 
 
 @pytest.fixture(scope="module")
@@ -110,13 +124,14 @@ def test_an_interrupted_run_ends_with_the_same_bytes(pocket: ChatModel, finished
     assert load_role_run(broken).summary == again.summary
     with pytest.raises(RunFolderError, match="different arguments"):
         extract_roles(pocket, some(questions=7), out=broken, settings=SMALL)
+    with pytest.raises(RunFolderError, match="judge: 'oracle' there, 'mine' now"):
+        extract_roles(pocket, some(), judge=Told(lambda role: Adherence(3), name="mine"), out=broken, settings=SMALL)
 
 
 def test_a_judge_that_cannot_say_leaves_gaps_and_too_few_roles_are_refused(
     pocket: ChatModel, finished: RoleRun, tmp_path: Path
 ) -> None:
-    def unsure(role: str, answers: Sequence[Judged]) -> list[Adherence]:
-        return [Adherence(None, "refused") if role == "pirate" else Adherence(3) for _ in answers]
+    unsure = Told(lambda role: Adherence(None, "refused") if role == "pirate" else Adherence(3))
 
     started = tmp_path / "run"
     shutil.copytree(finished.path, started)
@@ -129,8 +144,7 @@ def test_a_judge_that_cannot_say_leaves_gaps_and_too_few_roles_are_refused(
     with pytest.raises(GeometryError, match="pirate: 0 questions"):
         run.vectors("pirate")
 
-    def nobody(role: str, answers: Sequence[Judged]) -> list[Adherence]:
-        return [Adherence(0)] * len(answers)
+    nobody = Told(lambda role: Adherence(0))
 
     for name in ("roles.json", "scores.jsonl"):
         (started / name).unlink()
@@ -139,19 +153,20 @@ def test_a_judge_that_cannot_say_leaves_gaps_and_too_few_roles_are_refused(
         extract_roles(pocket, some(), judge=nobody, out=started, settings=SMALL)
     (started / "scores.jsonl").unlink()
     with pytest.raises(PersonaLensError, match="returned 1 grades for 32 answers"):
-        extract_roles(pocket, some(), judge=lambda role, answers: [Adherence(3)], out=started, settings=SMALL)
+        extract_roles(pocket, some(), judge=Told(lambda role: Adherence(3), limit=1), out=started, settings=SMALL)
 
 
 def test_the_oracle_of_roles() -> None:
     question = "What is the capital of France?"
     told = [Judged(question, "Arr, Paris. The sea calls my crew."), Judged(question, "Paris."), Judged("Who are you?", "Arr.")]
-    graded = role_oracle("pirate", told)
+    pirate, nurse = (Role(name=n, instructions=("x",)) for n in ("pirate", "nurse"))
+    graded = role_oracle()(pirate, "", told)
     assert graded[1].value == 0
     assert graded[0].value in (2, 3)
     assert graded[2].value is None
-    assert role_oracle("nurse", told)[0].value == 0
+    assert role_oracle()(nurse, "", told)[0].value == 0
     with pytest.raises(UnknownNameError, match="unknown role of the pocket world 'lawyer'"):
-        role_oracle("lawyer", told)
+        role_oracle()(Role(name="lawyer", instructions=("x",)), "", told)
     with pytest.raises(PersonaLensError, match="no judge of roles given"):
         default_role_judge("real")
     with pytest.raises(ValueError, match="0, 1, 2 or 3, not 4"):
