@@ -19,6 +19,7 @@ from jaxtyping import Float
 from persona_lens.errors import GeometryError, PersonaLensError, RunFolderError
 from persona_lens.extraction.run import read_rollouts
 from persona_lens.geometry.permutation import Mantel, mantel
+from persona_lens.geometry.records import encoded
 from persona_lens.judges import Judge, Judged, Score, default_judge
 from persona_lens.models import ChatModel, Sampling
 from persona_lens.progress import Progress, progress_bars
@@ -31,6 +32,7 @@ from persona_lens.traits import Trait, load_trait
 from persona_lens.vectors import PersonaVectors
 
 CHUNK_ROWS: Final = 512
+NOTHING: Final = (np.nan, (np.nan, np.nan))  # a trait that was never scored
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,7 @@ class SpillOver:
         return self._effects("prompted")
 
     def _effects(self, kind: str) -> Effects:
-        found = {k: np.array(v) for k, v in self.record[kind].items()}
+        found = {k: np.array(v, dtype=np.float64) for k, v in self.record[kind].items()}
         return Effects(self.names, **found)
 
 
@@ -230,7 +232,7 @@ class _SpillOver:
         rollouts = self._sampled(rows)
         scores = self._judged(rows, rollouts)
         lengths = np.array([len(r.token_ids) for r in rollouts], dtype=np.float64)
-        write_json(self.folder.path / "spill_over.json", self._record(questions, rows, scores, lengths))
+        write_json(self.folder.path / "spill_over.json", encoded(self._record(questions, rows, scores, lengths)))
 
     def _rows(self, questions: Sequence[str]) -> list[_Row]:
         """Unsteered, then every trait at every strength, then every trait's positive and negative prompts; by question."""
@@ -351,7 +353,7 @@ def _effects(changes: Sequence[Float[np.ndarray, "question value"]], per_length:
     """Means with intervals over questions, and what the mean change of length would have done alone."""
     found: dict[str, list[list[float]]] = {"mean": [], "low": [], "high": [], "by_length": []}
     for one in changes:
-        columns = [mean_interval(c[np.isfinite(c)]) for c in one[:, :-1].T]
+        columns = [mean_interval(c[np.isfinite(c)]) if np.isfinite(c).any() else NOTHING for c in one[:, :-1].T]
         found["mean"].append([m for m, _ in columns])
         found["low"].append([i[0] for _, i in columns])
         found["high"].append([i[1] for _, i in columns])

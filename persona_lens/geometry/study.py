@@ -1,12 +1,9 @@
 """The geometry of stored runs in one call: everything that needs no model, as one record that a folder keeps and a report shows."""
 
 import hashlib
-import types
-import typing
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import Float
@@ -19,13 +16,12 @@ from persona_lens.geometry.coexpression import Effects, SpillOver, foretold
 from persona_lens.geometry.cosines import LEAST_RELIABILITY, Cosines, cosines, layer_cosines, trusted_cosines
 from persona_lens.geometry.pca import PCA, pca
 from persona_lens.geometry.permutation import Mantel
+from persona_lens.geometry.records import decoded, encoded
 from persona_lens.geometry.roles import RoleRun
 from persona_lens.geometry.space import PersonaSpace, products, space_of_runs
 from persona_lens.geometry.subspaces import CrossValidatedRank, cross_validated_rank, varimax
 from persona_lens.reliability import MINIMUM_QUESTIONS
 from persona_lens.store import RunFolder, read_json, write_json
-
-Record = TypeVar("Record")
 
 
 @dataclass(frozen=True, eq=False)
@@ -293,47 +289,3 @@ def _coexpression(space: PersonaSpace, spill: SpillOver, seed: int) -> CoExpress
         tested("steered and prompted effects", steered.mean, prompted),
         without,
     )
-
-
-def encoded(value: Any) -> Any:
-    """A record of dataclasses, arrays and plain values as JSON; NaN becomes null."""
-    if is_dataclass(value) and not isinstance(value, type):
-        return {f.name: encoded(getattr(value, f.name)) for f in fields(value)}
-    if isinstance(value, np.ndarray):
-        return encoded(value.tolist())
-    if isinstance(value, Mapping):
-        return {str(k): encoded(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [encoded(v) for v in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    return None if isinstance(value, float) and not np.isfinite(value) else value
-
-
-def decoded(kind: type[Record], record: Any) -> Record:
-    """The dataclass that `encoded` made a record of; null becomes NaN in arrays and numbers.
-
-    Raises:
-        RunFolderError: a field is missing.
-    """
-    hints = typing.get_type_hints(kind)
-    try:
-        return kind(**{f.name: _value(hints[f.name], record[f.name]) for f in fields(kind)})  # pyright: ignore[reportArgumentType]
-    except (KeyError, TypeError) as error:
-        raise RunFolderError(f"the record of {kind.__name__} is damaged or of another version ({error!r})") from error
-
-
-def _value(hint: Any, record: Any) -> Any:
-    options = typing.get_args(hint)
-    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
-        return None if record is None else _value(next(o for o in options if o is not type(None)), record)
-    if hasattr(hint, "array_type"):
-        return np.array(record, dtype=bool if any("bool" in str(d) for d in hint.dtypes) else np.float64)
-    if is_dataclass(hint):
-        return decoded(typing.cast(type, hint), record)
-    if typing.get_origin(hint) is tuple:
-        kinds = options[:1] * len(record) if options[1:] == (...,) else options
-        return tuple(_value(k, r) for k, r in zip(kinds, record, strict=True))
-    if typing.get_origin(hint) is not None and issubclass(typing.get_origin(hint), Mapping):
-        return {k: _value(options[1], v) for k, v in record.items()}
-    return float("nan") if hint is float and record is None else record
