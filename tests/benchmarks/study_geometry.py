@@ -119,7 +119,7 @@ def main() -> None:
         print(
             f"{who}: shares {np.round(parts.share[:7], 3)}, chance p {np.round(parts.chance.p_value[:6], 3)}, larger than chance "
             f"{parts.chance.significant}, replicating {rank.rank}, participation {parts.participation:.2f} "
-            f"(chance {parts.chance.participation:.2f})"
+            f"(with noise {parts.chance.participation[0]:.2f}, chance {parts.chance.participation[1]:.2f})"
         )
     role_space = roles.space()
     record["roles_by_layer"] = []
@@ -151,14 +151,14 @@ def main() -> None:
 
     co = found.coexpression
     for what, effects in (("steered", co.steered), ("prompted", co.prompted)):
-        for name, matrix in (("cosines", found.cosines[0].value), ("planted", truth)):
+        for name, matrix in (("cosines", co.cosines), ("planted", truth)):
             test = foretold(matrix, effects)
             record[f"{what} and {name}"] = {"r": test.r, "p": test.p_value}
             print(f"{what} effects and {name}: r {test.r:.3f}, QAP p {test.p_value:.4f}")
     off = np.triu_indices(len(TRAITS), 1)
     together = (co.prompted.mean + co.prompted.mean.T)[off] / 2
     order = np.argsort(-together)
-    pairs = [(TRAITS[off[0][i]], TRAITS[off[1][i]], float(together[i]), float(found.cosines[0].value[off][i])) for i in order]
+    pairs = [(TRAITS[off[0][i]], TRAITS[off[1][i]], float(together[i]), float(co.cosines[off][i])) for i in order]
     record["together"] = pairs
     for a, b, points, cosine in [*pairs[:4], *pairs[-4:]]:
         print(f"{a} and {b}: {points:+.1f} points together, cosine {cosine:+.2f}")
