@@ -109,11 +109,10 @@ def scree(found: PCA) -> "Figure":
     at = np.arange(1, n + 1)
     figure, (ax,) = empty_figure(1, width=6.4)
     error = np.abs(np.stack([found.share[:n] - found.share_low[:n], found.share_high[:n] - found.share[:n]]))
-    ax.errorbar(
-        at, 100 * found.share[:n], 100 * error, fmt="o-", mfc="white", color=POSITIVE, capsize=3, label="no larger than chance"
-    )
+    label = "no larger than chance" if found.chance else "not tested"
+    ax.errorbar(at, 100 * found.share[:n], 100 * error, fmt="o-", mfc="white", color=POSITIVE, capsize=3, label=label)
     if found.chance and (larger := min(found.chance.significant, n)):
-        ax.plot(at[:larger], 100 * found.share[:larger], "o", color=POSITIVE, label="larger than chance")
+        ax.plot(at[:larger], 100 * found.share[:larger], "o", color=POSITIVE, zorder=5, label="larger than chance")
     ax.set(xlabel="component", ylabel="share of variance beyond noise (%)", ylim=(0, None))
     ax.set_xticks(at)
     ax.legend(frameon=False, fontsize=8)
