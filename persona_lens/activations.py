@@ -127,7 +127,7 @@ def pool(
         ActivationError: a residual is not finite (layer and span are named).
     """
     for span in spans:
-        _check_span(span, model)
+        check_span(span, model)
     for indices in token_batches(spans, batch_tokens):
         batch = [spans[i] for i in indices]
         values = _pool_batch(model, batch)
@@ -146,7 +146,12 @@ def _pool_batch(model: ChatModel, batch: Sequence[Span]) -> Float[Tensor, "batch
     return out.cpu()
 
 
-def _check_span(span: Span, model: ChatModel) -> None:
+def check_span(span: Span, model: ChatModel) -> None:
+    """Raise unless a span can be pooled.
+
+    Raises:
+        ValueError: no prompt or answer tokens, or longer than the model's context.
+    """
     if not span.prompt or not span.answer:
         what = "prompt" if not span.prompt else "answer"
         raise ValueError(f"{span.name}: the {what} has no tokens, so there is nothing to average")

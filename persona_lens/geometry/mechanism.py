@@ -15,7 +15,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from persona_lens.activations import DEFAULT_BATCH_TOKENS, POOLINGS, Span, pooling_weights, right_pad, span_pass, token_batches
+from persona_lens.activations import (
+    DEFAULT_BATCH_TOKENS,
+    POOLINGS,
+    Span,
+    check_span,
+    pooling_weights,
+    right_pad,
+    span_pass,
+    token_batches,
+)
 from persona_lens.errors import ActivationError, GeometryError, UnknownNameError
 from persona_lens.models import ChatModel, forward_pass
 from persona_lens.vectors import PersonaVectors
@@ -374,12 +383,7 @@ def _check_spans(spans: Sequence[Span], model: ChatModel) -> None:
     if not spans:
         raise ValueError("attribution needs spans, none are given")
     for span in spans:
-        if not span.prompt or not span.answer:
-            raise ValueError(
-                f"{span.name}: the {'answer' if span.prompt else 'prompt'} has no tokens, so there is nothing to average"
-            )
-        if model.context and len(span) > model.context:
-            raise ValueError(f"{span.name}: {len(span)} tokens exceed the context of {model.context} tokens of {model.name}")
+        check_span(span, model)
 
 
 def _check_sum(found: Attribution, model: ChatModel, spans: Sequence[Span]) -> None:
