@@ -59,7 +59,7 @@ class PCA:
 
     Attributes:
         variance: cross-validated, squared residual-stream units.
-        share: of the total (positive) variance, 0-1, with its 95 % jackknife interval over questions. No interval of this record is
+        share: of the total variance, 0-1, with its 95 % jackknife interval over questions. No interval of this record is
             given (NaN, None) where a vector's reliability is below .8.
         participation: (sum l)^2 / sum l^2: how many components the variance is spread over. Noise biases it downward (by 2 % at
             reliability .95, 6 % at .8).
@@ -161,11 +161,10 @@ def _statistics(gram: Float[np.ndarray, "vector vector"], like: Float[np.ndarray
     """Shares, participation ratio and loadings in one row; components keep the order and sign of `like`."""
     variance, axes = _spectrum(gram)
     n = like.shape[1]
-    positive = np.maximum(variance, 0.0)
-    total = positive.sum()
+    total = max(variance.sum(), np.finfo(float).tiny)  # unbiased: what noise adds to some components it takes from others
     axes = axes[:, :n] * np.where((axes[:, :n] * like).sum(0) < 0, -1.0, 1.0)
     loadings = _loadings(gram, axes, variance[:n])
-    return np.concatenate([positive[:n] / total, [total**2 / (positive**2).sum()], loadings.ravel()])
+    return np.concatenate([np.clip(variance[:n] / total, 0.0, 1.0), [max(total**2 / (variance**2).sum(), 1.0)], loadings.ravel()])
 
 
 def apart(variance: Float[np.ndarray, " component"]) -> Bool[np.ndarray, " component"]:
