@@ -91,7 +91,7 @@ def separate(vectors: int, questions: int, reliability: float, shared: float) ->
 @pytest.mark.parametrize(
     ("vectors", "questions", "reliability", "shared"),
     [
-        (7, 20, 0.8, 0.0),
+        (7, 20, 0.85, 0.0),
         pytest.param(7, 20, 0.99, 0.3, marks=pytest.mark.slow),
         pytest.param(12, 20, 0.9, 0.5, marks=pytest.mark.slow),
         pytest.param(7, 12, 0.9, 0.0, marks=pytest.mark.slow),

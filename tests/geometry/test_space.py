@@ -119,6 +119,13 @@ def test_products_equal_plain_loops(seed: int, vectors: int, questions: int, gap
     np.testing.assert_allclose(found.centred().left_out[0], centring @ found.left_out[0] @ centring, atol=1e-12)
 
 
+def test_a_question_that_nobody_has_is_no_unit_of_the_jackknife() -> None:
+    x = np.random.default_rng(0).normal(size=(3, 6, 4))
+    padded = np.insert(x, 2, np.nan, axis=1)
+    assert products(padded).left_out.shape == (6, 3, 3)
+    np.testing.assert_allclose(products(padded).left_out, products(x).left_out)
+
+
 @pytest.mark.parametrize("shared", [0.0, 0.6])
 def test_products_are_unbiased_and_the_plain_ones_are_not(shared: float) -> None:
     w = world(4, 10, 0.5, shared=shared, seed=2)
