@@ -5,7 +5,7 @@ import pytest
 from simulate import WIDTH, World, anisotropic, vectors_of
 
 from persona_lens.errors import GeometryError
-from persona_lens.geometry import cluster, persona_space
+from persona_lens.geometry import cluster, cosines, persona_space
 
 
 def grouped(reliability: float = 0.9) -> World:
@@ -51,10 +51,22 @@ def test_where_no_groups_are_planted_no_branch_is_supported_and_the_tree_is_chan
 
 def test_centring_separates_groups_that_share_a_direction() -> None:
     w = grouped(0.99)
-    shifted = World(w.means - 3 * w.means.mean(0), w.spread, 20, 0.99)
-    found = cluster(shifted.space(np.random.default_rng(0)), 0, centred=True)
+    shifted = World(w.means + 4 * np.ones((1, WIDTH)) / np.sqrt(WIDTH), w.spread, 20, 0.99)
+    space = shifted.space(np.random.default_rng(0))
+    found = cluster(space, 0, centred=True)
     assert frozenset({"v2", "v3", "v4"}) in [found.members(i) for i in range(5)]
+    assert found.linkage[-1, 2] > 1.0, "the groups point away from each other once their common part is gone"
+    assert cluster(space, 0).linkage[-1, 2] < 0.3
     assert found.cophenetic_chance is None, "without neutral residuals there is no chance to compare with"
+
+
+def test_a_join_is_as_high_as_the_mean_distance_of_its_sides() -> None:
+    space = grouped().space(np.random.default_rng(0))
+    found, distance = cluster(space, 0), 1 - cosines(space, 0).value
+    last = found.linkage[-1]
+    n = len(space)
+    sides = [[space.names.index(v) for v in (found.members(int(i) - n) if i >= n else {space.names[int(i)]})] for i in last[:2]]
+    assert last[2] == pytest.approx(distance[np.ix_(*sides)].mean())
 
 
 def test_weak_vectors_and_small_sets_are_refused() -> None:
