@@ -13,7 +13,7 @@ from scipy.spatial.distance import squareform
 
 from persona_lens.errors import GeometryError
 from persona_lens.geometry.cosines import LEAST_RELIABILITY, disattenuated, normalised
-from persona_lens.geometry.space import PersonaSpace, centre, centred_norms, matched_grams, products, resampled_products
+from persona_lens.geometry.space import PersonaSpace, centre, matched_grams, null_norms, products, resampled_products
 
 N_RESAMPLES = 500
 
@@ -65,8 +65,7 @@ def cluster(space: PersonaSpace, layer: int, *, centred: bool = False, seed: int
         counts += [b in again for b in branches]
     chance = None
     if space.neutral is not None:
-        squares = np.maximum(np.diag(found.unbiased), 0.0)
-        norms = centred_norms(squares) if centred else np.sqrt(squares)
+        norms = null_norms(np.diag(found.unbiased), centred=centred)
         change = {"change": centre} if centred else {}
         grams = matched_grams(space.neutral_at(layer), norms, N_RESAMPLES, rng, **change)
         null = [_tree(normalised(g))[1] for g in grams]

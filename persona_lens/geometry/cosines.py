@@ -18,8 +18,8 @@ from persona_lens.geometry.space import (
     PersonaSpace,
     Products,
     centre,
-    centred_norms,
     matched_grams,
+    null_norms,
     products,
     question_noise,
     whitening,
@@ -45,7 +45,7 @@ class Cosines:
         q_value: the same after Benjamini-Hochberg over the pairs.
         p_largest: max-T: whether any pair has an inner product other than zero.
         p_chance: how often random directions with the covariance of neutral residuals, given the noise of these questions, have so
-            large a raw |cosine|; NaN without neutral residuals, and where there is no `value`.
+            large a raw |cosine|; NaN without neutral residuals, and where there is no interval.
     """
 
     names: tuple[str, ...]
@@ -109,7 +109,7 @@ def cosines(space: PersonaSpace, layer: int, *, centred: bool = False, whitened:
         p_value=p_value,
         q_value=q_value,
         p_largest=p_largest,
-        p_chance=np.where(trusted, _chance(found, differences, neutral, centred, seed), np.nan),
+        p_chance=np.where(close, _chance(found, differences, neutral, centred, seed), np.nan),
     )
 
 
@@ -179,8 +179,7 @@ def _chance(
     if neutral is None:
         return np.full((size, size), np.nan)
     rng = np.random.default_rng(seed)
-    squares = np.maximum(np.diag(found.unbiased), 0.0)
-    norms = centred_norms(squares) if centred else np.sqrt(squares)
+    norms = null_norms(np.diag(found.unbiased), centred=centred)
 
     def noisy(draws: np.ndarray) -> np.ndarray:
         drawn = draws + question_noise(differences, len(draws), rng)

@@ -17,8 +17,8 @@ from persona_lens.geometry.space import (
     INTERVAL_RELIABILITY,
     PersonaSpace,
     Products,
-    centred_norms,
     matched_grams,
+    null_norms,
     products,
     question_noise,
 )
@@ -31,7 +31,7 @@ SEPARATE: Final = 1.3  # ratio of two components' variances above which they are
 
 @dataclass(frozen=True, eq=False)
 class Chance:
-    """The covariance-matched null.
+    """The covariance-matched null; only where noise is no more than a fifth of the variance (above, it calls too much significant).
 
     Attributes:
         p_value: of each component's share of what earlier ones leave; NaN after the first that is no larger than chance.
@@ -118,6 +118,7 @@ def pca(space: PersonaSpace, layer: int, *, anchor: str | None = None, seed: int
     estimate = _statistics(found.unbiased, axes)
     low, high = jackknife_interval(estimate, statistics)
     n = len(variance)
+    told = space.neutral is not None and np.trace(found.unbiased) >= INTERVAL_RELIABILITY * np.trace(found.plain)
     trusted = bool(raw.reliability.min() >= INTERVAL_RELIABILITY)
     low, high = (np.where(trusted, x, np.nan) for x in (low, high))
     shape = loadings.shape
@@ -137,7 +138,7 @@ def pca(space: PersonaSpace, layer: int, *, anchor: str | None = None, seed: int
         loadings_high=np.where(separate, np.minimum(high[n + 1 :].reshape(shape), 1.0), np.nan),
         separate=separate,
         scores=scores,
-        chance=None if space.neutral is None else _chance(differences, raw, space.neutral_at(layer), n, seed),
+        chance=_chance(differences, raw, space.neutral_at(layer), n, seed) if told else None,
     )
 
 
@@ -192,7 +193,7 @@ def _chance(
     rng = np.random.default_rng(seed)
     means = np.nanmean(differences, axis=1)
     size = len(means)
-    norms = centred_norms(np.diag(raw.centred().unbiased))
+    norms = null_norms(np.diag(raw.centred().unbiased), centred=True)
     left = means - means.mean(0)
     out, gone = np.full((size, 1), size**-0.5), np.zeros((0, means.shape[1]))  # taken out of the vectors, and of the residuals
     p_value, shown, share = np.full(tested, np.nan), np.full(tested, np.nan), np.full((tested, 2), np.nan)

@@ -300,14 +300,17 @@ def matched_grams(
     return np.concatenate(found)
 
 
-def centred_norms(squares: Float[np.ndarray, " vector"]) -> Float[np.ndarray, " vector"]:
-    """Norms of independent directions whose squared norms after centring are expected to be these.
+def null_norms(squares: Float[np.ndarray, " vector"], *, centred: bool) -> Float[np.ndarray, " vector"]:
+    """Norms of random directions that stand for vectors of these (unbiased) squared norms.
 
-    Centring K independent directions leaves n_i^2 (1 - 2 / K) + sum(n^2) / K^2 of the squared norm of the i-th.
+    Centring K independent directions leaves n_i^2 (1 - 2 / K) + sum(n^2) / K^2 of the i-th, which is undone here. Unbiased squares
+    can be negative; they count as 0, and the others shrink so that the sum stays what it is.
     """
     k = len(squares)
-    common = squares.sum() * k / (k - 1) / k**2
-    return np.sqrt(np.maximum((squares - common) / (1.0 - 2.0 / k), 0.0))
+    wanted = (squares - squares.sum() / (k * (k - 1))) / (1.0 - 2.0 / k) if centred else squares
+    kept = np.maximum(wanted, 0.0)
+    share = max(wanted.sum(), 0.0) / max(kept.sum(), np.finfo(float).tiny)
+    return np.sqrt(kept * share)
 
 
 def centre(draws: Float[np.ndarray, "draw vector d_model"]) -> Float[np.ndarray, "draw vector d_model"]:

@@ -64,7 +64,7 @@ def _dimensions(who: str, found: PCA, rank: int) -> str:
     between = "" if np.isnan(found.share_low[0]) else f" [{found.share_low[0]:.0%}, {found.share_high[0]:.0%}]"
     first = f"the first component holds {found.share[0]:.0%}{between} of their variance beyond noise"
     if found.chance is None:
-        beyond = "no neutral residuals were there to say how much of that is chance"
+        beyond = "how much of that is chance cannot be said (no neutral residuals, or more than a fifth of it is noise)"
     else:
         n = found.chance.significant
         larger = f"{n} component{'s are' if n != 1 else ' is'} larger than chance"

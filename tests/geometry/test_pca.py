@@ -16,7 +16,7 @@ def chance_world(vectors: int, rng: np.random.Generator, rank: int = 0, strength
     means /= np.linalg.norm(means, axis=1, keepdims=True)
     axes = np.linalg.qr(rng.normal(size=(WIDTH, max(rank, 1))))[0].T[:rank]
     means = means + strength * rng.normal(size=(vectors, rank)) @ axes
-    return World(means, spread, 20, 0.9, shared=0.3), rng.normal(size=(400, WIDTH)) @ spread
+    return World(means, spread, 20, 0.92, shared=0.3), rng.normal(size=(400, WIDTH)) @ spread
 
 
 def significant(vectors: int, rank: int, draws: int, seed: int = 0) -> np.ndarray:
@@ -42,6 +42,44 @@ def test_the_planted_rank_is_found(vectors: int, rank: int) -> None:
     assert (found > rank).mean() <= 0.16
 
 
+def test_the_component_after_a_planted_one_is_tested_at_the_nominal_rate() -> None:
+    """Seven vectors: what one component leaves has a dimension less, in the null too."""
+    found = significant(7, 1, 120)
+    assert (found >= 1).mean() > 0.9
+    assert binomtest(int((found > 1).sum()), len(found)).proportion_ci(0.99).low <= 0.05
+
+
+def test_noise_of_another_shape_makes_no_component() -> None:
+    """Noise in few dimensions, shared by all vectors: without it in the null, it would look like structure."""
+    rng, hits = np.random.default_rng(3), 0
+    spread, steep = anisotropic(rng, 0.3), anisotropic(rng, 2.0)
+    for draw in range(60):
+        means = rng.normal(size=(7, WIDTH)) @ spread
+        means /= np.linalg.norm(means, axis=1, keepdims=True)
+        space = World(means, steep, 20, 0.85).space(rng, rng.normal(size=(400, WIDTH)) @ spread)
+        chance = pca(space, 0, seed=draw).chance
+        hits += chance is not None and chance.significant > 0
+    assert pca(World(means, steep, 20, 0.5).space(rng, rng.normal(size=(400, WIDTH))), 0).chance is None
+    assert binomtest(hits, 60).proportion_ci(0.99).low <= 0.05
+
+
+def test_an_earlier_component_is_taken_out_of_the_neutral_residuals_too() -> None:
+    """One dimension dominates vectors and neutral residuals, a second is large in the vectors only."""
+    rng = np.random.default_rng(6)
+    size = np.ones(WIDTH)
+    size[0] = 30.0
+    neutral = rng.normal(size=(600, WIDTH)) * size
+    means = rng.normal(size=(12, WIDTH)) * 0.3
+    means[:, 0] += 20 * np.tile([1.0, -1.0], 6)
+    means[:, 1] += 4 * np.repeat([1.0, -1.0], 6)
+    space = World(means, np.eye(WIDTH) / np.sqrt(WIDTH), 20, 0.999).space(rng, neutral)
+    chance = pca(space, 0).chance
+    assert chance is not None
+    assert np.isnan(chance.p_value[1:]).all() or chance.p_value[1] < 0.05
+    alone = World(means - means[:, :1] * np.eye(WIDTH)[:1], np.eye(WIDTH) / np.sqrt(WIDTH), 20, 0.999).space(rng, neutral)
+    assert pca(alone, 0).chance.p_value[0] > 0.05, "the control: with that dimension left in the null, the second is nothing"  # pyright: ignore[reportOptionalMemberAccess]
+
+
 @pytest.mark.parametrize(("vectors", "lengths"), [(7, 0.0), (7, 0.6), (12, 0.0)])
 def test_what_all_vectors_share_makes_no_component(vectors: int, lengths: float) -> None:
     """A large common part (roles minus one default) is centred away; the null must not count its length."""
@@ -51,7 +89,7 @@ def test_what_all_vectors_share_makes_no_component(vectors: int, lengths: float)
         means = rng.normal(size=(vectors, WIDTH)) @ spread
         means *= np.exp(lengths * rng.normal(size=(vectors, 1))) / np.linalg.norm(means, axis=1, keepdims=True)
         common = rng.normal(size=(1, WIDTH)) @ spread
-        w = World(means + 3 * common / np.linalg.norm(common), spread, 20, 0.95)
+        w = World(means + 3 * common / np.linalg.norm(common), spread, 20, 0.995)
         chance = pca(w.space(rng, rng.normal(size=(400, WIDTH)) @ spread), 0, seed=draw).chance
         assert chance is not None
         hits += chance.significant > 0

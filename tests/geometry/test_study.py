@@ -210,7 +210,7 @@ def test_unreliable_vectors_are_said_to_be(tmp_path: Path) -> None:
     assert found.clustering is None
     said = " ".join(geometry_verdict(found))
     assert "Below .5, and left out of the cosines: apathy" in said
-    assert "no neutral residuals were there" in said
+    assert "no neutral residuals, or more than a fifth" in said
     assert [c.kind for c in found.cosines] == ["as they are", "centred"]
     assert np.isnan(found.cosines[0].value[2]).all()
     assert set(geometry_figures(found)) == {"cosines", "components", "scree", "layers"}
@@ -223,6 +223,17 @@ def test_what_does_not_fit_together_is_refused(runs: list[ExtractionRun], tmp_pa
         study_geometry(runs, spill_over=spill_on_disk(tmp_path / "spill", NAMES[:2]), out=tmp_path / "out")
     with pytest.raises(GeometryError, match="names must differ, given twice: evil"):
         study_geometry([*runs, runs[0]], out=tmp_path / "out")
+    with pytest.raises(GeometryError, match="layer 9 does not exist"):
+        study_geometry(runs, layer=9, out=tmp_path / "out")
+    with pytest.raises(GeometryError, match="roles are pooled as response_mean, the vectors as prompt_last"):
+        study(persona_space([replace(r.vectors, pooling="prompt_last") for r in runs]), roles=roles_on_disk(tmp_path / "roles"))
+    tuned = roles_on_disk(tmp_path / "tuned")
+    write_json(tuned.path / "run.json", {"command": "roles", "arguments": {}, "model": {**MODEL, "weights": "other"}})
+    with pytest.raises(GeometryError, match=r"the roles in .* are of tiny, weights other; the vectors of abc"):
+        study_geometry(runs, roles=tuned, out=tmp_path / "out")
+    few = persona_space([vectors_of(n, d[:5]) for n, d in zip(NAMES, layered(), strict=True)])
+    with pytest.raises(GeometryError, match=r"needs 6 questions of every vector \(evil: 5, humor: 5"):
+        study(few)
     assert not (tmp_path / "out").exists()
     with pytest.raises(RunFolderError, match="holds a run of 'extract', not of 'geometry'"):
         load_geometry(runs[0].path)
