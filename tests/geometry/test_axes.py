@@ -131,8 +131,19 @@ def test_a_rising_projection_is_told_from_one_that_does_not_rise() -> None:
     falling = ordered_contrast(levels, -rising)
     assert (falling.slope, falling.spearman) == pytest.approx((-found.slope, -1.0))
     assert falling.p_value > 0.99
+    assert ordered_contrast(levels, rng.normal(size=(5, 20))).monotone < 0.2
     p = [ordered_contrast(levels, rng.normal(size=(5, 20))).p_value for _ in range(200)]
     assert 0.01 <= np.mean(np.array(p) < 0.05) <= 0.10
     for bad in ([0.0, 1.0], [0.0, 0.5, 0.5, 0.7, 1.0]):
         with pytest.raises(GeometryError, match="at least 3 rising levels and 3 questions"):
             ordered_contrast(bad, rising[: len(bad)])
+
+
+def test_an_axis_is_aligned_with_the_vectors_by_question() -> None:
+    """Shared noise: at the same index it is left out, at another index it would count."""
+    rng = np.random.default_rng(0)
+    noise = rng.normal(size=(10, WIDTH))
+    space = persona_space([vectors_of(n, noise) for n in "ab"])
+    late = vectors_of("axis", noise[4:], [4, 5, 6, 7, 8, 9])
+    moved = vectors_of("axis", noise[4:], [0, 1, 2, 3, 4, 5])
+    assert abs(on_axis(space, late, 0).projection[0]) < abs(on_axis(space, moved, 0).projection[0]) / 2

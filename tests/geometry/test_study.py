@@ -290,6 +290,7 @@ def test_records_keep_gaps_and_types() -> None:
     found = pca_of(layered())
     record = json.loads(json.dumps(encoded(found)))
     assert "NaN" not in json.dumps(record)
+    assert encoded({"a": np.array([np.nan, 1.0]), "b": float("inf")}) == {"a": [None, 1.0], "b": None}
     same(decoded(PCA, record), found)
     assert decoded(PCA, record).separate.dtype == bool
 
