@@ -241,6 +241,22 @@ class RunFolder:
             told(rows.stop)
 
 
+def require_finished(folder: Path, command: str, result: str) -> None:
+    """Raise unless the folder holds a finished run of a command.
+
+    Args:
+        result: the file that the command writes last.
+
+    Raises:
+        RunFolderError: a run of another command, or one that is not finished.
+    """
+    found = read_json(folder / "run.json").get("command")
+    if found != command:
+        raise RunFolderError(f"{folder} holds a run of {found!r}, not of {command!r}")
+    if not (folder / result).exists():
+        raise RunFolderError(f"{folder} is not finished: run the same {command} command again, it goes on where it stopped")
+
+
 def _check_same(manifest: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     for key, value in json.loads(json.dumps(dict(now))).items():
         old = before.get(key)

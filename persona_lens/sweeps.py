@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 
 from persona_lens.activations import Span
-from persona_lens.errors import RunFolderError, SteeringError
+from persona_lens.errors import SteeringError
 from persona_lens.evaluation import CapabilityTest, degeneracy
 from persona_lens.extraction.run import read_rollouts, read_scores
 from persona_lens.judges import Judge, Judged, Outside, Score, default_judge, default_outside
@@ -27,7 +27,7 @@ from persona_lens.prompts import Polarity, Prompt, evaluation_prompts
 from persona_lens.reliability import mean_interval, shared_baseline_interval
 from persona_lens.sampling import DEFAULT_BATCH_ROWS, Rollout, Row, sample
 from persona_lens.steering import Intervention, Where, add, add_increments, next_token_divergences, row_plan, steer
-from persona_lens.store import RunFolder, read_json, write_json
+from persona_lens.store import RunFolder, read_json, require_finished, write_json
 from persona_lens.traits import Trait, load_trait
 from persona_lens.vectors import PersonaVectors, hook_name
 
@@ -260,11 +260,7 @@ def load_sweep(path: str | Path) -> Sweep:
         RunFolderError: the folder holds no sweep, or it is not finished.
     """
     folder = Path(path)
-    command = read_json(folder / "run.json").get("command")
-    if command != "sweep":
-        raise RunFolderError(f"{folder} holds a run of {command!r}, not of 'sweep'")
-    if not (folder / "sweep.json").exists():
-        raise RunFolderError(f"{folder} is not finished: run the same sweep again, it goes on where it stopped")
+    require_finished(folder, "sweep", "sweep.json")
     return Sweep(folder)
 
 

@@ -27,7 +27,7 @@ from persona_lens.models import ChatModel, Sampling
 from persona_lens.progress import Progress, progress_bars
 from persona_lens.prompts import POLARITIES, extraction_prompts
 from persona_lens.sampling import DEFAULT_BATCH_ROWS, Rollout, Row, rows_of, sample
-from persona_lens.store import RunFolder, append_jsonl, read_jsonl, write_atomically, write_json
+from persona_lens.store import RunFolder, read_jsonl, write_atomically, write_json
 from persona_lens.traits import Trait, load_trait
 
 CHUNK_ROWS: Final = 256
@@ -119,11 +119,10 @@ class _Extraction:
             return ExtractionRun(self.folder.path)
         rows = self._rows()
         self._check_context(rows)
-        chunks = [rows[i : i + CHUNK_ROWS] for i in range(0, len(rows), CHUNK_ROWS)]
         with _Timed(self.folder, "rollouts"):
-            rollouts = self._rollouts(chunks)
+            rollouts = self._rollouts(rows)
         with _Timed(self.folder, "scores"):
-            scores = self._scores(chunks, rollouts)
+            scores = self._scores(rows, rollouts)
         kept, counts = self._filter(rows, rollouts, scores)
         questions = self._surviving_questions(rows, kept["independent"])
         require_enough(self.trait.name, questions, counts)
@@ -168,21 +167,16 @@ class _Extraction:
         neutral = [(questions[i % len(questions)], i // len(questions)) for i in range(self.settings.neutral)]
         return [*contrast, *neutral]
 
-    def _rollouts(self, chunks: Sequence[Sequence[Row]]) -> list[Rollout]:
-        path = self.folder.path / "rollouts.jsonl"
-        total = sum(map(len, chunks))
-        done = self.folder.done(path.name, [len(c) for c in chunks])
-        finished = sum(len(c) for c in chunks[:done])
-        self.progress("rollouts", finished, total)
-        for chunk in chunks[done:]:
-            answers = sample(
-                self.model, chunk, self.settings.sampling, seed=self.settings.seed, batch_rows=self.settings.batch_rows
-            )
-            append_jsonl(path, [r.as_dict() for r in answers])
-            finished += len(chunk)
-            self.progress("rollouts", finished, total)
+    def _rollouts(self, rows: Sequence[Row]) -> list[Rollout]:
+        path, total = self.folder.path / "rollouts.jsonl", len(rows)
+
+        def answered(chunk: range) -> list[dict[str, Any]]:
+            some, s = rows[chunk.start : chunk.stop], self.settings
+            return [r.as_dict() for r in sample(self.model, some, s.sampling, seed=s.seed, batch_rows=s.batch_rows)]
+
+        self.folder.fill(path.name, total, answered, chunk=CHUNK_ROWS, told=lambda n: self.progress("rollouts", n, total))
         rollouts = read_rollouts(path)
-        expected = [(p.id, i) for chunk in chunks for p, i in chunk]
+        expected = [(p.id, i) for p, i in rows]
         for number, (rollout, key) in enumerate(zip(rollouts, expected, strict=True), start=1):
             if (rollout.prompt_id, rollout.sample) != key:
                 raise RunFolderError(
@@ -190,22 +184,21 @@ class _Extraction:
                 )
         return rollouts
 
-    def _scores(self, chunks: Sequence[Sequence[Row]], rollouts: Sequence[Rollout]) -> list[Score]:
-        path = self.folder.path / "scores.jsonl"
-        done = self.folder.done(path.name, [len(c) for c in chunks])
-        finished = sum(len(c) for c in chunks[:done])
-        self.progress("scores", finished, len(rollouts))
-        for chunk in chunks[done:]:
-            answers = rollouts[finished : finished + len(chunk)]
-            scores = self.judge(self.trait, [Judged(p.user, r.text) for (p, _), r in zip(chunk, answers, strict=True)])
+    def _scores(self, rows: Sequence[Row], rollouts: Sequence[Rollout]) -> list[Score]:
+        path, total = self.folder.path / "scores.jsonl", len(rollouts)
+
+        def scored(chunk: range) -> list[dict[str, Any]]:
+            answers = rollouts[chunk.start : chunk.stop]
+            asked = zip(rows[chunk.start : chunk.stop], answers, strict=True)
+            scores = self.judge(self.trait, [Judged(p.user, r.text) for (p, _), r in asked])
             if len(scores) != len(chunk):
                 raise PersonaLensError(
                     f"judge {self.judge.name!r} returned {len(scores)} scores for {len(chunk)} answers: "
                     "it must return one per answer, in order"
                 )
-            append_jsonl(path, [{"key": r.key, **s.as_dict()} for r, s in zip(answers, scores, strict=True)])
-            finished += len(chunk)
-            self.progress("scores", finished, len(rollouts))
+            return [{"key": r.key, **s.as_dict()} for r, s in zip(answers, scores, strict=True)]
+
+        self.folder.fill(path.name, total, scored, chunk=CHUNK_ROWS, told=lambda n: self.progress("scores", n, total))
         for number, (record, rollout) in enumerate(zip(read_jsonl(path), rollouts, strict=True), start=1):
             if record.get("key") != rollout.key:
                 raise RunFolderError(

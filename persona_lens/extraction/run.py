@@ -19,7 +19,7 @@ from persona_lens.extraction.estimators import MEAN_DIFFERENCE, Estimator
 from persona_lens.judges import Score
 from persona_lens.reliability import MINIMUM_QUESTIONS, assess, reestimated_reliability
 from persona_lens.sampling import Rollout
-from persona_lens.store import read_json, read_jsonl
+from persona_lens.store import read_json, read_jsonl, require_finished
 from persona_lens.vectors import PersonaVectors
 
 Record = TypeVar("Record")
@@ -127,10 +127,7 @@ def load_run(path: str | Path) -> ExtractionRun:
         RunFolderError: it is no extraction run, or not finished.
     """
     run = ExtractionRun(Path(path))
-    if run.manifest.get("command") != "extract":
-        raise RunFolderError(f"{path} holds a run of {run.manifest.get('command')!r}, not of 'extract'")
-    if not (run.path / "vectors.safetensors").exists():
-        raise RunFolderError(f"{path} is not finished: run the same extract command again, it goes on where it stopped")
+    require_finished(run.path, "extract", "vectors.safetensors")
     return run
 
 

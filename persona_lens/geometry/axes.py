@@ -151,41 +151,39 @@ def axis_and_component(
             raise GeometryError(f"without {group} fewer than 3 of {len(space)} vectors remain for a first component")
     found = products(_with_axis(space, axis, layer))
     everything = list(range(1, len(space) + 1))
-    first = _first(found.unbiased, everything)
+    variances, axes = _components(found.unbiased, everything)
+    first = axes[:, 0]
     estimate = _cosine_to_first(found.unbiased, everything, first)
     if estimate < 0:
         first, estimate = -first, -estimate
     left_out = np.array([_cosine_to_first(x, everything, first) for x in found.left_out])
     low, high = jackknife_interval(np.array(estimate), left_out)
-    if not apart(_variances(found.unbiased, everything))[0] or found.reliability.min() < INTERVAL_RELIABILITY:
+    if not apart(variances)[0] or found.reliability.min() < INTERVAL_RELIABILITY:
         low, high = np.array(np.nan), np.array(np.nan)
     without: dict[str, float] = {}
     for group, names in groups.items():
         kept = [i for i in everything if space.names[i - 1] not in names]
-        without[group] = abs(_cosine_to_first(found.unbiased, kept, _first(found.unbiased, kept)))
+        without[group] = abs(_cosine_to_first(found.unbiased, kept, np.ones(len(kept))))
     return AxisAndComponent(axis.trait, layer, estimate, float(np.maximum(low, -1.0)), float(np.minimum(high, 1.0)), without)
 
 
-def _variances(gram: Float[np.ndarray, "vector vector"], rows: Sequence[int]) -> Float[np.ndarray, " component"]:
+def _components(
+    gram: Float[np.ndarray, "vector vector"], rows: Sequence[int]
+) -> tuple[Float[np.ndarray, " component"], Float[np.ndarray, "row component"]]:
+    """Variances in descending order and components of some rows, as weights on them."""
     c = np.eye(len(rows)) - 1.0 / len(rows)
-    return np.linalg.eigvalsh(c @ gram[np.ix_(rows, rows)] @ c)[::-1]
-
-
-def _first(gram: Float[np.ndarray, "vector vector"], rows: Sequence[int]) -> Float[np.ndarray, " row"]:
-    """The first component of some rows, as weights on them."""
-    c = np.eye(len(rows)) - 1.0 / len(rows)
-    return np.linalg.eigh(c @ gram[np.ix_(rows, rows)] @ c)[1][:, -1]
+    values, axes = np.linalg.eigh(c @ gram[np.ix_(rows, rows)] @ c)
+    return values[::-1], axes[:, ::-1]
 
 
 def _cosine_to_first(gram: Float[np.ndarray, "vector vector"], rows: Sequence[int], like: Float[np.ndarray, " row"]) -> float:
     """Cosine of row 0 with the first component of the others, signed as `like`, from inner products alone."""
-    c = np.eye(len(rows)) - 1.0 / len(rows)
-    values, axes = np.linalg.eigh(c @ gram[np.ix_(rows, rows)] @ c)
-    if values[-1] <= 0 or gram[0, 0] <= 0:
+    values, axes = _components(gram, rows)
+    if values[0] <= 0 or gram[0, 0] <= 0:
         return float("nan")
-    sign = -1.0 if axes[:, -1] @ like < 0 else 1.0
-    inner = sign * float(axes[:, -1] @ (c @ gram[rows, 0]))
-    return float(np.clip(inner / np.sqrt(values[-1] * gram[0, 0]), -1.0, 1.0))
+    first = axes[:, 0] * (-1.0 if axes[:, 0] @ like < 0 else 1.0)
+    inner = float((first - first.mean()) @ gram[rows, 0])
+    return float(np.clip(inner / np.sqrt(values[0] * gram[0, 0]), -1.0, 1.0))
 
 
 def _with_axis(space: PersonaSpace, axis: PersonaVectors, layer: int) -> Float[np.ndarray, "vector question d_model"]:

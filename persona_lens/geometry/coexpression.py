@@ -16,7 +16,7 @@ from typing import Any, Final
 import numpy as np
 from jaxtyping import Float
 
-from persona_lens.errors import GeometryError, PersonaLensError, RunFolderError
+from persona_lens.errors import GeometryError, PersonaLensError
 from persona_lens.extraction.run import read_rollouts
 from persona_lens.geometry.permutation import Mantel, mantel
 from persona_lens.geometry.records import encoded
@@ -27,7 +27,7 @@ from persona_lens.prompts import Prompt, system_prompt
 from persona_lens.reliability import mean_interval
 from persona_lens.sampling import DEFAULT_BATCH_ROWS, Rollout, Row, sample
 from persona_lens.steering import Intervention, Where, add, row_plan
-from persona_lens.store import RunFolder, read_json, read_jsonl, write_json
+from persona_lens.store import RunFolder, read_json, read_jsonl, require_finished, write_json
 from persona_lens.traits import Trait, load_trait
 from persona_lens.vectors import PersonaVectors
 
@@ -188,11 +188,7 @@ def load_spill_over(path: str | Path) -> SpillOver:
         RunFolderError: the folder holds none, or it is not finished.
     """
     folder = Path(path)
-    command = read_json(folder / "run.json").get("command")
-    if command != "spill-over":
-        raise RunFolderError(f"{folder} holds a run of {command!r}, not of 'spill-over'")
-    if not (folder / "spill_over.json").exists():
-        raise RunFolderError(f"{folder} is not finished: run the same command again, it goes on where it stopped")
+    require_finished(folder, "spill-over", "spill_over.json")
     return SpillOver(folder)
 
 

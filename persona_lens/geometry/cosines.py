@@ -18,6 +18,7 @@ from persona_lens.geometry.space import (
     PersonaSpace,
     Products,
     centre,
+    cosine_of,
     matched_grams,
     null_norms,
     products,
@@ -91,7 +92,7 @@ def cosines(space: PersonaSpace, layer: int, *, centred: bool = False, whitened:
     value = disattenuated(found)
     trusted, close = (_reliable(found, least) for least in (LEAST_RELIABILITY, INTERVAL_RELIABILITY))
     with np.errstate(invalid="ignore", divide="ignore"):
-        left_out = np.stack([_cosine(x, x) for x in found.left_out])
+        left_out = np.stack([cosine_of(x, x) for x in found.left_out])
     low, high = jackknife_interval(value, left_out)
     p_value, q_value, p_largest = _zero_tests(found, seed)
     return Cosines(
@@ -100,8 +101,8 @@ def cosines(space: PersonaSpace, layer: int, *, centred: bool = False, whitened:
         space.pooling,
         centred,
         whitened,
-        raw=_cosine(found.plain, found.plain),
-        debiased=_cosine(found.unbiased, found.plain),
+        raw=cosine_of(found.plain, found.plain),
+        debiased=cosine_of(found.unbiased, found.plain),
         value=np.where(trusted, value, np.nan),
         low=np.where(close, np.maximum(low, -1.0), np.nan),
         high=np.where(close, np.minimum(high, 1.0), np.nan),
@@ -121,7 +122,7 @@ def plain_cosines(vectors: Float[np.ndarray, "vector d_model"]) -> Float[np.ndar
 
 def normalised(gram: Float[np.ndarray, "vector vector"]) -> Float[np.ndarray, "vector vector"]:
     """Cosines from inner products."""
-    return _cosine(gram, gram)
+    return cosine_of(gram, gram)
 
 
 def layer_cosines(space: PersonaSpace, name: str) -> Float[np.ndarray, "layer layer"]:
@@ -143,13 +144,7 @@ def trusted_cosines(found: Products) -> Float[np.ndarray, "vector vector"]:
 
 def disattenuated(found: Products) -> Float[np.ndarray, "vector vector"]:
     """Cosines freed of noise, clipped to [-1, 1]; NaN where a cross-validated norm is not positive."""
-    return np.clip(_cosine(found.unbiased, found.unbiased), -1.0, 1.0)
-
-
-def _cosine(inner: Float[np.ndarray, "vector vector"], norms: Float[np.ndarray, "vector vector"]) -> np.ndarray:
-    squares = np.diag(norms)
-    lengths = np.sqrt(np.where(squares > 0, squares, np.nan))
-    return inner / np.outer(lengths, lengths)
+    return np.clip(cosine_of(found.unbiased, found.unbiased), -1.0, 1.0)
 
 
 def _reliable(found: Products, least: float) -> Bool[np.ndarray, "vector vector"]:

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from persona_lens.activations import DEFAULT_BATCH_TOKENS, Span, pool
-from persona_lens.errors import GeometryError, PersonaLensError, RunFolderError, UnknownNameError
+from persona_lens.errors import GeometryError, PersonaLensError, UnknownNameError
 from persona_lens.extraction.run import read_rollouts, read_tensors
 from persona_lens.geometry.axes import axis_of
 from persona_lens.geometry.space import PersonaSpace, persona_space
@@ -29,7 +29,7 @@ from persona_lens.progress import Progress, progress_bars
 from persona_lens.prompts import Prompt
 from persona_lens.reliability import MINIMUM_QUESTIONS
 from persona_lens.sampling import DEFAULT_BATCH_ROWS, Rollout, Row, sample
-from persona_lens.store import RunFolder, read_json, read_jsonl, write_atomically, write_json
+from persona_lens.store import RunFolder, read_json, read_jsonl, require_finished, write_atomically, write_json
 from persona_lens.traits import RoleSet, load_roles
 from persona_lens.vectors import PersonaVectors
 
@@ -172,11 +172,7 @@ def load_role_run(path: str | Path) -> RoleRun:
         RunFolderError: the folder holds none, or they are not finished.
     """
     folder = Path(path)
-    command = read_json(folder / "run.json").get("command")
-    if command != "roles":
-        raise RunFolderError(f"{folder} holds a run of {command!r}, not of 'roles'")
-    if not (folder / "roles.json").exists():
-        raise RunFolderError(f"{folder} is not finished: run the same command again, it goes on where it stopped")
+    require_finished(folder, "roles", "roles.json")
     return RoleRun(folder)
 
 

@@ -238,6 +238,13 @@ def products(differences: Float[np.ndarray, "vector question d_model"]) -> Produ
     return Products(means @ means.T, across(sums, n, slice(None)), left_out)
 
 
+def cosine_of(inner: Float[np.ndarray, "vector vector"], norms: Float[np.ndarray, "vector vector"]) -> np.ndarray:
+    """Inner products over norms (squared, on the diagonal of the second matrix); NaN where one is not positive."""
+    squares = np.diag(norms)
+    lengths = np.sqrt(np.where(squares > 0, squares, np.nan))
+    return inner / np.outer(lengths, lengths)
+
+
 def resampled_products(
     differences: Float[np.ndarray, "vector question d_model"], n: int, rng: np.random.Generator, *, centred: bool = False
 ) -> Float[np.ndarray, "draw vector vector"]:
@@ -258,8 +265,7 @@ def resampled_products(
         np.fill_diagonal(pairs, 0.0)
         mean = np.einsum("qr,qrab->ab", pairs, inner) / np.maximum(np.einsum("qr,qrab->ab", pairs, both), 1.0)
         c = centring @ mean @ centring
-        lengths = np.sqrt(np.where(np.diag(c) > 0, np.diag(c), np.nan))
-        found.append(c / np.outer(lengths, lengths))
+        found.append(cosine_of(c, c))
     return np.stack(found)
 
 

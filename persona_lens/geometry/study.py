@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
-from persona_lens.errors import GeometryError, RunFolderError
+from persona_lens.errors import GeometryError
 from persona_lens.extraction import ExtractionRun
 from persona_lens.geometry.axes import AxisAndComponent, OnAxis, axis_and_component, on_axis
 from persona_lens.geometry.clustering import Clustering, cluster
@@ -21,7 +21,7 @@ from persona_lens.geometry.roles import RoleRun
 from persona_lens.geometry.space import PersonaSpace, products, space_of_runs
 from persona_lens.geometry.subspaces import CrossValidatedRank, cross_validated_rank, varimax
 from persona_lens.reliability import MINIMUM_QUESTIONS
-from persona_lens.store import RunFolder, read_json, write_json
+from persona_lens.store import RunFolder, read_json, require_finished, write_json
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,11 +161,7 @@ def load_geometry(path: str | Path) -> GeometryRun:
         RunFolderError: the folder holds none, or it is not finished.
     """
     folder = Path(path)
-    command = read_json(folder / "run.json").get("command")
-    if command != "geometry":
-        raise RunFolderError(f"{folder} holds a run of {command!r}, not of 'geometry'")
-    if not (folder / "geometry.json").exists():
-        raise RunFolderError(f"{folder} is not finished: run the same command again")
+    require_finished(folder, "geometry", "geometry.json")
     return GeometryRun(folder)
 
 

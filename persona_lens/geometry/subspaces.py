@@ -16,10 +16,10 @@ from sklearn.decomposition import FastICA
 from sklearn.exceptions import ConvergenceWarning
 
 from persona_lens.errors import GeometryError
+from persona_lens.reliability import MINIMUM_QUESTIONS
 
 RANK_TOLERANCE = 1e-9
 DEGREES_TIE = 1e-4
-MINIMUM_QUESTIONS = 6
 SPLIT_ATTEMPTS = 1000
 FLOATS_AT_ONCE = 20_000_000
 

@@ -4,26 +4,22 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from persona_lens.traits.files import read_json_object, validated
-from persona_lens.traits.trait import Text
+from persona_lens.traits.trait import Strict, Text
 
 RoleName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9 _-]{0,63}$")]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Role(_Strict):
+class Role(Strict):
     """A character: system prompts that ask for it."""
 
     name: RoleName
     instructions: tuple[Text, ...] = Field(min_length=1)
 
 
-class RoleSet(_Strict):
+class RoleSet(Strict):
     """Roles that answer the same questions, and the rubric that says how far an answer is in its role (0-3)."""
 
     schema_version: int = Field(default=1, alias="schema", ge=1, le=1)

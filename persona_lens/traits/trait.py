@@ -9,25 +9,25 @@ Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]{0,63}$")]
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class InstructionPair(_Strict):
+class InstructionPair(Strict):
     """Two instructions of the same form: one promotes the trait, one suppresses it."""
 
     positive: Text
     negative: Text
 
 
-class Adjectives(_Strict):
+class Adjectives(Strict):
     """Adjectives for "You are a(n) {adjective} assistant.", put in front of an instruction."""
 
     positive: Text
     negative: Text
 
 
-class Trait(_Strict):
+class Trait(Strict):
     """A trait: everything that is needed to elicit it, suppress it and judge it."""
 
     schema_version: int = Field(default=1, alias="schema", ge=1, le=1)
