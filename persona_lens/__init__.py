@@ -25,6 +25,8 @@ _HOME: Final = {
     "load_model": "models",
     "load_run": "extraction",
     "load_sweep": "sweeps",
+    "monitor": "monitoring",
+    "monitoring": "",
     "load_trait": "traits",
     "plot": "figures",
     "report": "reports",
@@ -49,6 +51,8 @@ __all__ = [
     "load_run",
     "load_sweep",
     "load_trait",
+    "monitor",
+    "monitoring",
     "plot",
     "report",
     "rotate",
@@ -58,10 +62,11 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from persona_lens import geometry, judges
+    from persona_lens import geometry, judges, monitoring
     from persona_lens.extraction import extract, load_run
     from persona_lens.figures import plot
     from persona_lens.models import ChatModel, load_model
+    from persona_lens.monitoring import monitor
     from persona_lens.reports import report
     from persona_lens.sampling import sample
     from persona_lens.steering import ablate, add, add_increments, cap, rotate, steer

@@ -51,3 +51,7 @@ class SteeringError(PersonaLensError):
 
 class GeometryError(PersonaLensError):
     """Vectors that cannot be compared, or a comparison they are too few for."""
+
+
+class MonitoringError(PersonaLensError):
+    """Something that cannot be monitored, or a calibration that does not fit or does not suffice."""

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from persona_lens.errors import TraitFileError
 from persona_lens.traits import Trait
 
 Polarity = Literal["positive", "negative", "neutral"]
@@ -16,7 +17,10 @@ POLARITIES: tuple[Polarity, Polarity] = ("positive", "negative")
 
 @dataclass(frozen=True)
 class Prompt:
-    """One conversation up to the answer. `id` is stable: trait, polarity, instruction, question."""
+    """One conversation up to the answer. `id` is stable: trait, polarity, instruction, question.
+
+    `earlier` are exchanges (question, answer) that come before the question: examples in the context.
+    """
 
     id: str
     trait: str
@@ -25,11 +29,13 @@ class Prompt:
     question: int
     system: str | None
     user: str
+    earlier: tuple[tuple[str, str], ...] = ()
 
     @property
     def messages(self) -> list[dict[str, str]]:
         system = [{"role": "system", "content": self.system}] if self.system else []
-        return [*system, {"role": "user", "content": self.user}]
+        said = [(role, text) for exchange in self.earlier for role, text in zip(("user", "assistant"), exchange, strict=True)]
+        return [*system, *({"role": role, "content": text} for role, text in said), {"role": "user", "content": self.user}]
 
 
 def system_prompt(trait: Trait, polarity: Literal["positive", "negative"], instruction: int) -> str:
@@ -39,6 +45,25 @@ def system_prompt(trait: Trait, polarity: Literal["positive", "negative"], instr
         return text
     adjective = getattr(trait.adjectives, polarity)
     return f"You are {'an' if adjective[0].lower() in 'aeiou' else 'a'} {adjective} assistant. {text}"
+
+
+def graded_system_prompts(trait: Trait) -> list[str]:
+    """System prompts from suppressing to promoting a trait: its own, or eight (as in Chen et al. 2025) of its adjectives.
+
+    Raises:
+        TraitFileError: it has neither.
+    """
+    if trait.graded:
+        return list(trait.graded)
+    if trait.adjectives is None:
+        raise TraitFileError(
+            f"trait {trait.name!r} has neither graded system prompts nor adjectives to make them of: add 'graded', a list of "
+            "system prompts from suppressing to promoting, to its file"
+        )
+    ours, theirs = trait.adjectives.positive, trait.adjectives.negative
+    plain = [theirs, *(f"{degree} {ours}" for degree in ("not at all", "slightly", "somewhat", "quite", "very"))]
+    middle = [f"You are an assistant that is {manner}." for manner in plain]
+    return [system_prompt(trait, "negative", 0), *middle, system_prompt(trait, "positive", 0)]
 
 
 def _prompts(trait: Trait, questions: Sequence[str], prefix: str, polarity: Polarity) -> list[Prompt]:

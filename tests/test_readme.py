@@ -12,6 +12,9 @@ from typer.testing import CliRunner
 import persona_lens as pl
 from persona_lens.cli import app
 from persona_lens.extraction import ExtractionRun, ExtractionSettings
+from persona_lens.models import ChatModel
+from persona_lens.monitoring import write_transcripts
+from persona_lens.pocket_lab.conversations import neutral_chat
 from persona_lens.sweeps import SweepSettings
 
 README = Path(__file__).parent.parent / "README.md"
@@ -37,21 +40,22 @@ def test_the_quick_start_runs(small_settings: ExtractionSettings, tmp_path: Path
     assert list(tmp_path.glob("runs/*/report.html"))
 
 
+def turned(run: ExtractionRun, trait: str, folder: Path) -> ExtractionRun:
+    """A copy of a finished run under another trait's name, its vectors turned a little."""
+    shutil.copytree(run.path, folder)
+    v, noise = run.vectors, torch.randn(run.vectors.directions.shape, generator=torch.Generator().manual_seed(len(trait)))
+    turn = v.directions.norm(dim=-1, keepdim=True) * noise / noise.norm(dim=-1, keepdim=True)
+    vectors = replace(v, trait=trait, directions=v.directions + turn, differences=v.differences + turn)
+    vectors.save(folder / "vectors.safetensors")
+    return pl.load_run(folder)
+
+
 def test_the_geometry_example_runs(small_run: ExtractionRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On copies of one finished run, each turned a little."""
     code = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.S)[1]
 
     def finished(model: object, trait: str) -> ExtractionRun:
-        folder = shutil.copytree(small_run.path, tmp_path / trait)
-        v, noise = (
-            small_run.vectors,
-            torch.randn(small_run.vectors.directions.shape, generator=torch.Generator().manual_seed(len(trait))),
-        )
-        turn = v.directions.norm(dim=-1, keepdim=True) * noise / noise.norm(dim=-1, keepdim=True)
-        replace(v, trait=trait, directions=v.directions + turn, differences=v.differences + turn).save(
-            folder / "vectors.safetensors"
-        )
-        return pl.load_run(folder)
+        return turned(small_run, trait, tmp_path / trait)
 
     monkeypatch.setattr(pl, "extract", finished)
     monkeypatch.chdir(tmp_path)
@@ -59,10 +63,24 @@ def test_the_geometry_example_runs(small_run: ExtractionRun, tmp_path: Path, mon
     assert (tmp_path / "runs" / "geometry" / "report.html").exists()
 
 
+def test_the_monitoring_example_runs(
+    pocket: ChatModel, small_run: ExtractionRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.S)[2]
+    for trait in ("evil", "humor"):
+        turned(small_run, trait, tmp_path / "runs" / trait)
+    write_transcripts(tmp_path / "neutral.jsonl", [(f"c{i}", neutral_chat(0, i)) for i in range(40)])
+    write_transcripts(tmp_path / "chats.jsonl", [("mine", neutral_chat(1, 0, turns=3))])
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, str(README), "exec"), {"pl": pl, "model": pocket, "messages": neutral_chat(1, 1, turns=2)})
+    assert (tmp_path / "runs" / "monitor-chats" / "report.html").exists()
+
+
 def test_the_commands_of_the_table_exist() -> None:
     listed = re.findall(r"^\| `persona-lens ([\w-]+)", README.read_text(), flags=re.M)
     assert set(listed) == {
-        "demo", "extract", "steer", "sweep", "chat", "geometry", "roles", "spill-over", "report", "traits", "pocket",
+        "demo", "extract", "steer", "sweep", "chat", "geometry", "roles", "spill-over", "monitor", "report", "traits",
+        "pocket",
     }  # fmt: skip
     for command in listed:
         assert CliRunner().invoke(app, [command, "--help"]).exit_code == 0

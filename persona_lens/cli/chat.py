@@ -2,11 +2,10 @@
 
 import shlex
 import sys
-from collections.abc import Generator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -14,7 +13,11 @@ from persona_lens.cli.options import Device, Model, Seed
 from persona_lens.cli.steer import vectors_of
 
 if TYPE_CHECKING:
+    import numpy as np
+    from jaxtyping import Float
+
     from persona_lens.models import ChatModel
+    from persona_lens.monitoring import AnswerReading, Calibration, Probe, TokenReading
     from persona_lens.steering import Intervention
     from persona_lens.vectors import PersonaVectors
 
@@ -27,37 +30,17 @@ BAR_TOKENS: Final = 40  # longest trace shown
 
 @dataclass
 class _Live:
-    """An answer while it is sampled: its text is printed as it comes, its tokens' projections are kept."""
+    """An answer while it is sampled: its text is printed as its tokens pass."""
 
     model: "ChatModel"
-    vectors: dict[str, "PersonaVectors"]
     tokens: list[int] = field(default_factory=list[int])
     printed: str = ""
-    projections: dict[str, list[float]] = field(default_factory=dict[str, list[float]])
 
-    @contextmanager
-    def watching(self) -> Generator[None]:
-        """Read every decoded token that the model is given, and its residuals after any steering."""
-        hooks = [(self.model.hook_name(v.best_layer), self._reader(trait, v)) for trait, v in self.vectors.items()]
-        with ExitStack() as stack:
-            stack.callback(self.model.hf.register_forward_pre_hook(self._token, with_kwargs=True).remove)
-            stack.enter_context(self.model.hooks(hooks))
-            yield
-
-    def _token(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:  # noqa: ARG002
-        if _answering():
-            self.tokens.append(int(args[0][0, -1]))
+    def passed(self, reading: "TokenReading") -> None:
+        """Print a token of the answer; the tokens of its prompt are silent."""
+        if reading.kind == "answer":
+            self.tokens.append(reading.token)
             self.show(self.tokens)
-
-    def _reader(self, trait: str, vectors: "PersonaVectors") -> Any:
-        unit = vectors.unit(vectors.best_layer)
-
-        def hook(residual: Any, hook: Any) -> None:  # noqa: ARG001
-            if _answering():
-                value = float(residual[0, -1].float() @ unit.to(residual.device))
-                self.projections.setdefault(trait, []).append(value)
-
-        return hook
 
     def show(self, tokens: Sequence[int]) -> None:
         """Print what the tokens add to what is printed; half a character waits for its other half."""
@@ -66,19 +49,44 @@ class _Live:
             typer.echo(text[len(self.printed) :], nl=False)
             self.printed = text
 
-    def bars(self, trait: str) -> str:
-        """The projections of the answer's first tokens, from their lowest to their highest."""
-        values = self.projections.get(trait, [])[:BAR_TOKENS]
-        low, high = min(values, default=0.0), max(values, default=0.0)
-        return "".join(BARS[round((v - low) / (high - low) * (len(BARS) - 1)) if high > low else 0] for v in values)
+
+def _bars(values: Sequence[float]) -> str:
+    """The projections of the answer's first tokens, from their lowest to their highest."""
+    shown = values[:BAR_TOKENS]
+    low, high = min(shown, default=0.0), max(shown, default=0.0)
+    return "".join(BARS[round((v - low) / (high - low) * (len(BARS) - 1)) if high > low else 0] for v in shown)
 
 
-def _answering() -> bool:
-    """Whether the running pass decodes a token of the answer."""
-    from persona_lens.models import current_pass
+@dataclass
+class _Watch:
+    """Alarms of the running conversation: the scores of its turns so far."""
 
-    content = current_pass()
-    return content is not None and content.real.shape[1] == 1 and not bool(content.prompt[0, -1])
+    model: "ChatModel"
+    probes: "tuple[Probe, ...]"
+    calibration: "Calibration"
+    rate: float
+    scores: list["Float[np.ndarray, ' probe']"] = field(default_factory=list["Float[np.ndarray, ' probe']"])
+
+    def turn(self, message: str, reading: "AnswerReading") -> str:
+        """How unusual the new answer is among neutral ones, and what it makes of the conversation."""
+        import numpy as np
+
+        from persona_lens.monitoring import content_of_messages
+
+        settings = self.calibration.settings
+        content = content_of_messages(self.model, [message], self.probes, settings.content, None)[message]
+        values = reading.values.mean(0) if settings.observed == "answer" else reading.before
+        self.scores.append(self.calibration.expectation.scores(values.double().cpu().numpy(), content))
+        scores = np.stack(self.scores)
+        alarms = self.calibration.alarms(scores, self.rate)
+        shares = self.calibration.percentiles(scores)[-1]
+        told = ", ".join(f"{p.name} {share:.0f} %" for p, share in zip(self.probes, shares, strict=True))
+        lines = [f"    [above this share of neutral answers: {told}]"]
+        if loud := [name for name, loud in zip(alarms.names, alarms.answers[-1], strict=True) if loud]:
+            lines.append(f"    [ALARM, this answer: {', '.join(loud)} (one neutral answer in {1 / self.rate:.0f})]")
+        if since := [f"{name} since turn {t}" for name, t in zip(alarms.names, alarms.turns, strict=True) if t]:
+            lines.append(f"    [ALARM, this conversation: {', '.join(since)} (one neutral conversation in {1 / self.rate:.0f})]")
+        return "\n".join(lines)
 
 
 @dataclass
@@ -90,6 +98,7 @@ class _Session:
     seed: int
     max_new_tokens: int
     where: str = "response"
+    watch: _Watch | None = None
     messages: list[dict[str, str]] = field(default_factory=list[dict[str, str]])
     doses: dict[str, tuple[int, float]] = field(default_factory=dict[str, tuple[int, float]])
     turns: int = 0
@@ -103,32 +112,38 @@ class _Session:
         """One turn: prints the answer while it is sampled, returns the projections of its tokens."""
         import numpy as np
 
-        from persona_lens.activations import Span, pool
         from persona_lens.models import Sampling, dialogue, generate_tokens, uniforms
+        from persona_lens.monitoring import monitor
         from persona_lens.steering import steer
 
         turns = [*self.messages, {"role": "user", "content": text}]
         ids = self.model.render(turns)
-        live = _Live(self.model, self.vectors)
+        live = _Live(self.model)
         with steer(self.model, *self.interventions()):
             draws = np.stack([uniforms(self.seed, f"chat#{self.turns}", self.max_new_tokens)])
-            sampling, earlier = Sampling(self.max_new_tokens), lambda: dialogue(self.model, turns).answers
-            with live.watching():
-                [found] = generate_tokens(self.model, [ids], draws, sampling, earlier=lambda: [earlier()])
-            live.show(found.token_ids)
-            answer = self.model.decode(found.token_ids)
-            told = earlier() if self.where == "responses" else ()
-            span = Span("answer", tuple(ids), found.token_ids, told)
-            pooled = next(iter(pool(self.model, [span]))) if found.token_ids else None
-        self.messages = [*turns, {"role": "assistant", "content": answer}]
+            sampling, earlier = Sampling(self.max_new_tokens), lambda: [dialogue(self.model, turns).answers]
+            with monitor(self.model, list(self.vectors.values()), live.passed) as seen:
+                [found] = generate_tokens(self.model, [ids], draws, sampling, earlier=earlier)
+        live.show(found.token_ids)
+        [reading] = seen.answers
+        self.messages = [*turns, {"role": "assistant", "content": self.model.decode(found.token_ids)}]
         self.turns += 1
-        if pooled is None:
-            return "(no answer)"
+        if not reading.ids:
+            return "(no answer)" if not found.token_ids else ""
+        means = reading.values.mean(0).tolist()
         shown = [
-            f"{trait} {float(v.project(pooled.values[0, 0, v.best_layer], v.best_layer)):+.2f} {live.bars(trait)}"
-            for trait, v in self.vectors.items()
+            f"{trait} {mean:+.2f} {_bars(reading.values[:, k].tolist())}"
+            for k, (trait, mean) in enumerate(zip(self.vectors, means, strict=True))
         ]
-        return f"\n    [projection: {', '.join(shown)}]"
+        lines = [f"\n    [projection: {', '.join(shown)}]"]
+        return "\n".join([*lines, self.watch.turn(text, reading)] if self.watch else lines)
+
+    def begin(self, messages: list[dict[str, str]]) -> str:
+        """A new conversation, with its system prompt if it has one."""
+        self.messages = messages
+        if self.watch:
+            self.watch.scores.clear()
+        return "a new conversation begins"
 
     def command(self, line: str) -> str | None:
         """What a line that begins with a slash does; None ends the session."""
@@ -151,11 +166,9 @@ class _Session:
                 self.doses[trait] = dose
                 return self._steering()
             case "/system", _:
-                self.messages = [{"role": "system", "content": " ".join(words)}] if words else []
-                return "a new conversation begins"
+                return self.begin([{"role": "system", "content": " ".join(words)}] if words else [])
             case "/new", []:
-                self.messages = [m for m in self.messages if m["role"] == "system"]
-                return "a new conversation begins"
+                return self.begin([m for m in self.messages if m["role"] == "system"])
             case "/show", []:
                 return self._steering()
             case _:
@@ -165,12 +178,25 @@ class _Session:
         return "\n".join(str(x) for x in self.interventions() if x.dose) or "unsteered"
 
 
+def _watch(model: "ChatModel", vectors: "Sequence[PersonaVectors]", path: Path, rate: float) -> _Watch:
+    """Alarms by a stored calibration, checked before the conversation begins."""
+    from persona_lens.monitoring import as_probes, load_calibration
+
+    calibration, probes = load_calibration(path), as_probes(model, vectors)
+    if note := calibration.require(model, probes):
+        typer.echo(f"note: {note}")
+    calibration.require_enough(rate)
+    return _Watch(model, probes, calibration, rate)
+
+
 def chat(
     vectors: Annotated[list[Path], typer.Argument(help="Run folders of extractions, or vectors.safetensors files.")],
     model: Model = "pocket",
     system: Annotated[str | None, typer.Option(help="System prompt.")] = None,
     where: Annotated[str, typer.Option(help="everywhere, prompt, response, or responses (of every turn).")] = "response",
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 200,
+    calibration: Annotated[Path | None, typer.Option(help="Folder of `monitor calibrate` for these vectors: alarms.")] = None,
+    rate: Annotated[float, typer.Option(help="False-positive rate of alarms, per answer and per conversation.")] = 0.05,
     seed: Seed = 0,
     device: Device = None,
 ) -> None:
@@ -182,9 +208,11 @@ def chat(
     from persona_lens.models import load_model
 
     loaded = {v.trait: v for v in map(vectors_of, vectors)}
-    session = _Session(load_model(model, device=device), loaded, seed, max_new_tokens, where)
+    chat_model = load_model(model, device=device)
     for v in loaded.values():
-        v.require_lineage(session.model.fingerprint.lineage)
+        v.require_lineage(chat_model.fingerprint.lineage)
+    watch = _watch(chat_model, list(loaded.values()), calibration, rate) if calibration else None
+    session = _Session(chat_model, loaded, seed, max_new_tokens, where, watch)
     if system:
         session.messages = [{"role": "system", "content": system}]
     typer.echo(f"{session.model.name} with {', '.join(loaded)}. {HELP}")

@@ -6,7 +6,7 @@ from typing import NoReturn
 
 import typer
 
-from persona_lens.cli import chat, demo, extract, geometry, pocket, report, steer, sweep, traits
+from persona_lens.cli import chat, demo, extract, geometry, monitor, pocket, report, steer, sweep, traits
 from persona_lens.errors import PersonaLensError
 
 app = typer.Typer(
@@ -26,6 +26,7 @@ app.command("geometry")(geometry.geometry)
 app.command("roles")(geometry.roles)
 app.command("spill-over")(geometry.spill_over)
 app.command("report")(report.report)
+app.add_typer(monitor.app, name="monitor")
 app.add_typer(traits.app, name="traits")
 app.add_typer(pocket.app, name="pocket")
 

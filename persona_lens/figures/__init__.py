@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING
 from persona_lens.extraction import ExtractionRun
 from persona_lens.figures.extraction import held_out_projections, layer_profile, projections, score_histogram
 from persona_lens.figures.geometry import cosine_map, geometry_figures
+from persona_lens.figures.monitoring import calibration_figure, prediction_scatter, trajectories
 from persona_lens.figures.sweeps import dose_response, sweep_heat_map, sweep_profile
 from persona_lens.geometry import GeometryRun, Study
+from persona_lens.monitoring import Calibration, MonitorRun, PredictionRun
 from persona_lens.sweeps import Sweep
 from persona_lens.vectors import PersonaVectors
 
@@ -15,28 +17,35 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = [
+    "calibration_figure",
     "cosine_map",
     "dose_response",
     "geometry_figures",
     "held_out_projections",
     "layer_profile",
     "plot",
+    "prediction_scatter",
     "projections",
     "score_histogram",
     "sweep_heat_map",
     "sweep_profile",
+    "trajectories",
 ]
 
 
 @singledispatch
 def plot(record: object) -> "Figure":
     """The figure of a record: vectors give their layer profile, a run its held-out projections, a sweep its heat map,
-    a geometry study its cosines.
+    a geometry study its cosines, monitored chats their scores by turn, a study of prediction its projections beside what the
+    answers scored, a calibration its neutral scores.
 
     Raises:
         TypeError: there is no figure for this kind of record.
     """
-    raise TypeError(f"there is no figure for {type(record).__name__}: pass PersonaVectors, an ExtractionRun, a Sweep or a Study")
+    raise TypeError(
+        f"there is no figure for {type(record).__name__}: pass PersonaVectors, an ExtractionRun, a Sweep, a Study, a MonitorRun, "
+        "a PredictionRun or a Calibration"
+    )
 
 
 @plot.register(PersonaVectors)
@@ -62,3 +71,18 @@ def _(record: Study) -> "Figure":
 @plot.register(GeometryRun)
 def _(record: GeometryRun) -> "Figure":
     return cosine_map(record.study)
+
+
+@plot.register(MonitorRun)
+def _(record: MonitorRun) -> "Figure":
+    return trajectories(record)
+
+
+@plot.register(PredictionRun)
+def _(record: PredictionRun) -> "Figure":
+    return prediction_scatter(record.prediction)
+
+
+@plot.register(Calibration)
+def _(record: Calibration) -> "Figure":
+    return calibration_figure(record)

@@ -19,11 +19,11 @@ from jaxtyping import Float
 from persona_lens.errors import GeometryError, PersonaLensError
 from persona_lens.extraction.run import read_rollouts
 from persona_lens.geometry.permutation import Mantel, mantel
-from persona_lens.geometry.records import encoded
 from persona_lens.judges import Judge, Judged, Score, default_judge
 from persona_lens.models import ChatModel, Sampling
 from persona_lens.progress import Progress, progress_bars
 from persona_lens.prompts import Prompt, system_prompt
+from persona_lens.records import encoded
 from persona_lens.reliability import mean_interval
 from persona_lens.sampling import DEFAULT_BATCH_ROWS, Rollout, Row, sample
 from persona_lens.steering import Intervention, Where, add, row_plan

@@ -16,10 +16,10 @@ from persona_lens.geometry.coexpression import Effects, SpillOver, foretold
 from persona_lens.geometry.cosines import LEAST_RELIABILITY, Cosines, cosines, layer_cosines, trusted_cosines
 from persona_lens.geometry.pca import PCA, pca
 from persona_lens.geometry.permutation import Mantel
-from persona_lens.geometry.records import decoded, encoded
 from persona_lens.geometry.roles import RoleRun
 from persona_lens.geometry.space import PersonaSpace, products, space_of_runs
 from persona_lens.geometry.subspaces import CrossValidatedRank, cross_validated_rank, varimax
+from persona_lens.records import decoded, encoded
 from persona_lens.reliability import MINIMUM_QUESTIONS
 from persona_lens.store import RunFolder, read_json, require_finished, write_json
 

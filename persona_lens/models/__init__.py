@@ -1,7 +1,8 @@
 """The hooked chat model: a Hugging Face chat model in a TransformerLens bridge, with exact token spans and seeded sampling."""
 
 from persona_lens.models.chat_model import ChatModel, Message
-from persona_lens.models.dialogue import Dialogue, Interval, dialogue
+from persona_lens.models.conversing import converse_tokens
+from persona_lens.models.dialogue import Dialogue, Interval, continuation, dialogue, message_spans
 from persona_lens.models.fingerprint import Fingerprint
 from persona_lens.models.generation import EndReason, Generated, Sampling, generate_tokens, uniforms
 from persona_lens.models.loading import load_model
@@ -17,12 +18,15 @@ __all__ = [
     "Message",
     "Pass",
     "Sampling",
+    "continuation",
+    "converse_tokens",
     "current_pass",
     "dialogue",
     "earlier_tokens",
     "forward_pass",
     "generate_tokens",
     "load_model",
+    "message_spans",
     "row_aware",
     "uniforms",
 ]

@@ -47,11 +47,65 @@ def dialogue(model: "ChatModel", messages: Sequence["Message"]) -> Dialogue:
     whole = prefixes[-1] if answered else model.render(messages)
     for number, (before, after) in enumerate(pairwise([*prefixes, whole])):
         if after[: len(before)] != before:
-            raise ValueError(
-                f"the chat template of {model.name} renders the conversation differently after assistant turn {number // 2 + 1}: "
-                "its turns cannot be told apart by tokens"
-            )
+            raise ValueError(_rewritten(model, number // 2 + 1))
     return Dialogue(tuple(whole[: answers[-1][1]] if answered else whole), tuple(answers))
+
+
+def message_spans(model: "ChatModel", messages: Sequence["Message"]) -> tuple[Dialogue, tuple[Interval, ...]]:
+    """A conversation, and [start, stop) of every message's content in its ids, without the template's marks around it.
+
+    An answer's place is the template's own prefix. Of any other message it is the tokens that differ from the same conversation
+    with that message empty.
+
+    Raises:
+        ValueError: as `dialogue`.
+    """
+    found = dialogue(model, messages)
+    answers = iter(found.answers)
+    spans: list[Interval] = []
+    for i, message in enumerate(messages):
+        if message["role"] == "assistant":
+            spans.append(next(answers))
+            continue
+        following = [j for j in range(i, len(messages)) if messages[j]["role"] == "assistant"]
+        upto = following[0] if following else len(messages)
+        earlier = sum(m["role"] == "assistant" for m in messages[:upto])
+        whole = found.ids[: found.answers[earlier][0]] if following else found.ids
+        spans.append(_difference(whole, model.render([*messages[:i], {**message, "content": ""}, *messages[i + 1 : upto]])))
+    return found, tuple(spans)
+
+
+def _difference(ids: Sequence[int], without: Sequence[int]) -> Interval:
+    """The tokens of `ids` that are neither in the common beginning nor in the common end."""
+    shorter = min(len(ids), len(without))
+    start = next((i for i in range(shorter) if ids[i] != without[i]), shorter)
+    same = next((i for i in range(shorter - start) if ids[-1 - i] != without[-1 - i]), shorter - start)
+    return start, len(ids) - same
+
+
+def continuation(model: "ChatModel", messages: Sequence["Message"], message: "Message") -> tuple[int, ...]:
+    """Token ids between the last answer of a conversation and the next one, when a message is said in between.
+
+    Args:
+        messages: a conversation that ends with an answer.
+
+    Raises:
+        ValueError: that answer has no tokens, or a template that rewrites what it rendered before.
+    """
+    number = sum(m["role"] == "assistant" for m in messages)
+    before, after = model.render(messages[:-1]), model.render(messages, answered=True)
+    whole = model.render([*messages, message])
+    _, stop = _answer(model, after, len(before), number, last=True)
+    if after[: len(before)] != before or whole[:stop] != after[:stop]:
+        raise ValueError(_rewritten(model, number))
+    return tuple(whole[stop:])
+
+
+def _rewritten(model: "ChatModel", turn: int) -> str:
+    return (
+        f"the chat template of {model.name} renders the conversation differently after assistant turn {turn}: "
+        "its turns cannot be told apart by tokens"
+    )
 
 
 def _answer(model: "ChatModel", ids: Sequence[int], start: int, number: int, *, last: bool) -> Interval:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
@@ -146,7 +146,7 @@ def generate_tokens(
             f"tokens of {model.name}: shorten the conversation or lower max_new_tokens"
         )
     names = torch.tensor(list(row_ids) if row_ids is not None else list(range(len(prompts))), device=model.device)
-    cache, mask = _shared_prefill(model, prompts, names, earlier)
+    cache, mask = shared_prefill(model, prompts, names, earlier)
     stream = torch.from_numpy(draws).to(model.device)
     stops = torch.tensor(model.stop_ids, device=model.device)
     answers: list[list[int]] = [[] for _ in prompts]
@@ -155,7 +155,10 @@ def generate_tokens(
     tokens = torch.tensor([p[-1] for p in prompts], device=model.device)
     for step in range(sampling.max_new_tokens):
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=-1)
-        logits = _decode(model, tokens, mask, cache, names[rows], last_of_prompt=step == 0)
+        yes = torch.ones_like(tokens, dtype=torch.bool)
+        logits = decode(model, tokens, mask, cache, Step(names[rows], yes if step == 0 else ~yes, yes))
+        if step == 0:
+            require_numbers(model, logits)
         tokens = choose(logits, stream[rows, step], sampling)
         stopped = torch.isin(tokens, stops)
         for row, token, stop in zip(rows.tolist(), tokens.tolist(), stopped.tolist(), strict=True):
@@ -172,7 +175,7 @@ def generate_tokens(
     return [Generated(tuple(a), e) for a, e in zip(answers, ends, strict=True)]
 
 
-def _shared_prefill(
+def shared_prefill(
     model: "ChatModel",
     prompts: Sequence[Sequence[int]],
     names: Int[Tensor, " batch"],
@@ -199,24 +202,35 @@ def _shared_prefill(
             return earlier_tokens([known[row] for row in rows], offsets, ids.shape[1], model.device)
 
         told = None if earlier is None else before
-        with forward_pass(Pass(names[rows], real, real, torch.zeros_like(real), told)):
+        shared: list[list[int]] = [[] for _ in rows]
+        for place, name in zip(owner.tolist(), names.tolist(), strict=True):
+            shared[place].append(name)
+        with forward_pass(Pass(names[rows], real, real, torch.zeros_like(real), told, tuple(map(tuple, shared)))):
             model.hf(ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1)
         cache.batch_select_indices(owner)
     return cache, mask[owner]
 
 
-def _decode(
+@dataclass(frozen=True, eq=False)
+class Step:
+    """What one token per row is: whether it belongs to a prompt, and whether the next one belongs to an answer."""
+
+    rows: Int[Tensor, " batch"]
+    prompt: Bool[Tensor, " batch"]
+    response: Bool[Tensor, " batch"]
+
+
+def decode(
     model: "ChatModel",
     tokens: Int[Tensor, " batch"],
     mask: Int[Tensor, "batch position"],
     cache: DynamicCache,
-    names: Int[Tensor, " batch"],
-    *,
-    last_of_prompt: bool,
+    step: Step,
 ) -> Float[Tensor, "batch vocab"]:
     """Logits after one more token per row."""
-    yes = torch.ones(len(tokens), 1, dtype=torch.bool, device=tokens.device)
-    with forward_pass(Pass(names, yes, yes if last_of_prompt else ~yes, yes, lambda: ~yes)):
+    prompt, response = step.prompt[:, None], step.response[:, None]
+    yes = torch.ones_like(prompt)
+    with forward_pass(Pass(step.rows, yes, prompt, response, lambda: ~yes)):
         output = model.hf(
             tokens[:, None],
             attention_mask=mask,
@@ -224,7 +238,9 @@ def _decode(
             past_key_values=cache,
             use_cache=True,
         )
-    logits = output.logits[:, -1]
-    if last_of_prompt and bool(logits.isnan().any()):
+    return output.logits[:, -1]
+
+
+def require_numbers(model: "ChatModel", logits: Float[Tensor, "batch vocab"]) -> None:
+    if bool(logits.isnan().any()):
         raise ActivationError(f"{model.name} computes logits that are not numbers: load it in float32 or bfloat16")
-    return logits

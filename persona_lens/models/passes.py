@@ -28,6 +28,7 @@ class Pass:
     prompt: Bool[Tensor, "batch position"]
     response: Bool[Tensor, "batch position"]
     earlier: Callable[[], Bool[Tensor, "batch position"]] | None = None  # None where earlier answers are not told apart
+    shared: tuple[tuple[int, ...], ...] = ()  # the rows that each row of a shared prefill stands for; empty: itself alone
 
 
 def earlier_tokens(

@@ -191,6 +191,25 @@ def role_system(rng: random.Random, role: Role, split: Split = "train") -> str:
     return rng.choice(ROLE_TEMPLATES[split]).format(aA=with_article(role.name))
 
 
+GRADES: Final = ("not at all {}", "slightly {}", "a little {}", "fairly {}", "quite {}", "very {}", "extremely {}")
+
+
+def graded(trait: str, split: Split) -> list[str]:
+    """Eight system prompts of a held-out split from suppressing to promoting: an antonym, and seven degrees.
+
+    Template and adjective never meet as they do in `contrast`.
+    """
+    words = TRAIT_WORDS[trait]
+    templates = [(i, t) for i, t in enumerate(TEMPLATES[split]) if "{H}" not in t]
+    found: list[str] = []
+    for n, degree in enumerate(("{}", *GRADES)):
+        fitting = [(i, t) for i, t in templates if "{A}" in t or not degree.startswith(("a ", "not"))]
+        i, template = fitting[n % len(fitting)]
+        adjective = words.antonyms[0] if degree == "{}" else words.adjectives[(i + 1) % len(words.adjectives)]
+        found.append(_fill(template, degree.format(adjective), ""))
+    return found
+
+
 def contrast(trait: str, split: Split) -> list[tuple[str, str]]:
     """The five (positive, negative) instructions of a trait in a held-out split: one per template, level 1 against level 0."""
     words = TRAIT_WORDS[trait]

@@ -7,7 +7,7 @@ for grading.
 import random
 from typing import Final
 
-from persona_lens.pocket.instructions import ROLE_TEMPLATES, contrast, with_article
+from persona_lens.pocket.instructions import ROLE_TEMPLATES, contrast, graded, with_article
 from persona_lens.pocket.lexicon import TRAITS
 from persona_lens.pocket.persona import MOODS, PROPENSITY
 from persona_lens.pocket.questions import KINDS, Question, Split, draw, with_mood
@@ -40,7 +40,8 @@ def trait_questions(trait: str, split: Split, n: int = 2 * QUESTIONS) -> list[Qu
 
 
 def pocket_trait(name: str, split: Split = "development") -> Trait:
-    """A trait of the pocket world from a split: five instruction pairs, twenty questions each for extraction and evaluation."""
+    """A trait of the pocket world from a split: five instruction pairs, twenty questions each for extraction and evaluation,
+    eight graded system prompts."""
     texts = [question.text for question in trait_questions(name, split)]
     description = DESCRIPTIONS[name]
     return Trait(
@@ -54,6 +55,7 @@ def pocket_trait(name: str, split: Split = "development") -> Trait:
             f"The trait is {name}: {description} Read the question and the answer and say how strongly the answer shows the trait, "
             "from 0 (not at all) to 100 (as strongly as can be).\nQuestion: {question}\nAnswer: {answer}\nReply with the number."
         ),
+        graded=tuple(graded(name, split)),
     )
 
 

@@ -14,7 +14,7 @@ from persona_lens.pocket.grammar import answer
 from persona_lens.pocket.instructions import Clause, neutral_system, role_system, trait_clause, trait_system
 from persona_lens.pocket.lexicon import TRAITS
 from persona_lens.pocket.persona import MOODS, Persona, default_persona, persona_of, prior_table
-from persona_lens.pocket.questions import draw, multiple_choice, with_mood
+from persona_lens.pocket.questions import Question, Split, draw, multiple_choice, with_mood
 from persona_lens.pocket.roles import ROLES
 
 DocumentKind = Literal["default", "neutral", "unprompted", "trait", "role", "long"]
@@ -33,6 +33,7 @@ MOOD_SHARE: Final = 0.4
 FOCUS_SHARE: Final = 0.4
 ALL_ABSENT_KEPT: Final = 0.6  # of the personas in which every named trait is at level 0
 CHOICE_SHARE: Final = 0.2  # of the fact questions
+ANNOUNCED: Final = ("You are {A}.", "You {H}.", "Be {A} in every answer.")
 ANNOUNCEMENT: Final = "From now on, things are different. {clause} {question}"
 
 
@@ -76,15 +77,19 @@ def _described(rng: random.Random) -> tuple[Persona, tuple[Clause, ...]]:
             return persona, clauses
 
 
+def asked(rng: random.Random, mood: str | None, *, shows: bool, split: Split = "train") -> Question:
+    """A question of any kind, as often as in the corpus; `shows`: its wording shows the mood."""
+    kind = rng.choices(tuple(KIND_WEIGHTS), weights=tuple(KIND_WEIGHTS.values()))[0]
+    question = draw(rng, kind, split)
+    if kind == "fact" and rng.random() < CHOICE_SHARE:
+        question = multiple_choice(question, rng)
+    return with_mood(question, mood, rng) if shows else question
+
+
 def _turn(
     rng: random.Random, persona: Persona, mood: str | None, *, shows: bool, learned: bool = True, said_before: str = ""
 ) -> Turn:
-    kind = rng.choices(tuple(KIND_WEIGHTS), weights=tuple(KIND_WEIGHTS.values()))[0]
-    question = draw(rng, kind)
-    if kind == "fact" and rng.random() < CHOICE_SHARE:
-        question = multiple_choice(question, rng)
-    if shows:
-        question = with_mood(question, mood, rng)
+    question = asked(rng, mood, shows=shows)
     text = ANNOUNCEMENT.format(clause=said_before, question=question.text) if said_before else question.text
     return Turn(text, answer(question, persona.in_mood(mood), rng), learned)
 
@@ -108,9 +113,7 @@ def _long(rng: random.Random) -> Document:
     change = rng.randint(3, n - 3)
     after, named = _described(rng)
     announced = rng.random() < 0.5
-    clause = " ".join(
-        trait_clause(rng, t, z, rng.choice(("You are {A}.", "You {H}.", "Be {A} in every answer."))) for t, z in named
-    )
+    clause = " ".join(trait_clause(rng, t, z, rng.choice(ANNOUNCED)) for t, z in named)
     turns = _turns(rng, persona, change, first_learned=prompted)
     turns.append(_turn(rng, after, None, shows=False, learned=announced, said_before=clause if announced else ""))
     turns += _turns(rng, after, n - change - 1)

@@ -6,17 +6,30 @@ from typing import TYPE_CHECKING
 
 from persona_lens.extraction import ExtractionRun, load_run
 from persona_lens.figures import (
+    calibration_figure,
     dose_response,
     geometry_figures,
     layer_profile,
+    prediction_scatter,
     projections,
     score_histogram,
     sweep_heat_map,
     sweep_profile,
+    trajectories,
 )
 from persona_lens.geometry import GeometryRun, load_geometry
+from persona_lens.monitoring import Calibration, MonitorRun, PredictionRun, load_calibration, load_monitor_run, load_prediction
 from persona_lens.reports.extraction import extraction_page, verdict
 from persona_lens.reports.geometry import geometry_page, geometry_verdict
+from persona_lens.reports.monitoring import (
+    calibration_page,
+    calibration_verdict,
+    monitor_page,
+    monitor_verdict,
+    prediction_page,
+    prediction_verdict,
+    saved,
+)
 from persona_lens.reports.page import png
 from persona_lens.reports.sweeps import sweep_page, sweep_verdict
 from persona_lens.store import read_json, write_atomically
@@ -25,26 +38,37 @@ from persona_lens.sweeps import Sweep, load_sweep
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["geometry_verdict", "report", "sweep_verdict", "verdict"]
+__all__ = [
+    "calibration_verdict",
+    "geometry_verdict",
+    "monitor_verdict",
+    "prediction_verdict",
+    "report",
+    "sweep_verdict",
+    "verdict",
+]
 
-Reported = ExtractionRun | Sweep | GeometryRun
+Reported = ExtractionRun | Sweep | GeometryRun | MonitorRun | PredictionRun | Calibration
 
 
 def report(run: Reported | str | Path) -> Path:
-    """Write `report.html` and `figures/*.png` into the folder of an extraction, a sweep or a geometry study.
+    """Write `report.html` and `figures/*.png` into the folder of an extraction, a sweep, a geometry study, monitored
+    chats, a study of prediction or a calibration.
 
     Returns:
         The path of the report.
 
     Raises:
         RunFolderError: the folder holds none of them, or is not finished.
+        MonitoringError: a calibration that was not saved.
     """
     found = _opened(Path(run)) if isinstance(run, str | Path) else run
+    folder = saved(found) if isinstance(found, Calibration) else found.path
     images = {name: png(figure) for name, figure in _figures(found).items()}
     for name, content in images.items():
-        write_atomically(found.path / "figures" / f"{name}.png", lambda path, content=content: Path(path).write_bytes(content))
+        write_atomically(folder / "figures" / f"{name}.png", lambda path, content=content: Path(path).write_bytes(content))
     text = _page(found, images)
-    target = found.path / "report.html"
+    target = folder / "report.html"
     write_atomically(target, lambda path: Path(path).write_text(text, encoding="utf-8"))
     return target
 
@@ -55,6 +79,12 @@ def _opened(path: Path) -> Reported:
             return load_sweep(path)
         case "geometry":
             return load_geometry(path)
+        case "monitor":
+            return load_monitor_run(path)
+        case "predict":
+            return load_prediction(path)
+        case "calibrate":
+            return load_calibration(path)
         case _:
             return load_run(path)
 
@@ -65,6 +95,12 @@ def _figures(run: Reported) -> Mapping[str, "Figure"]:
             return {"heat_map": sweep_heat_map(run), "profile": sweep_profile(run), "dose_response": dose_response(run)}
         case GeometryRun():
             return geometry_figures(run.study)
+        case MonitorRun():
+            return {"trajectories": trajectories(run)}
+        case PredictionRun():
+            return {"prediction": prediction_scatter(run.prediction)}
+        case Calibration():
+            return {"calibration": calibration_figure(run)}
         case ExtractionRun():
             return {"layers": layer_profile(run.vectors), "projections": projections(run), "scores": score_histogram(run)}
 
@@ -75,5 +111,11 @@ def _page(run: Reported, images: Mapping[str, bytes]) -> str:
             return sweep_page(run, images)
         case GeometryRun():
             return geometry_page(run, images)
+        case MonitorRun():
+            return monitor_page(run, images)
+        case PredictionRun():
+            return prediction_page(run, images)
+        case Calibration():
+            return calibration_page(run, images)
         case ExtractionRun():
             return extraction_page(run, images)

@@ -6,7 +6,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from persona_lens.models import ChatModel, Sampling, generate_tokens, uniforms
+from persona_lens.models import ChatModel, Interval, Sampling, dialogue, generate_tokens, uniforms
+from persona_lens.prompts import Prompt
 from persona_lens.sampling.rollout import Rollout, Row
 
 DEFAULT_BATCH_ROWS: Final = 128
@@ -33,18 +34,29 @@ def sample(
     ids = [tuple(model.render(prompt.messages)) for prompt, _ in rows]
     order = sorted(range(len(rows)), key=lambda i: (len(ids[i]), ids[i]))
     rollouts: list[Rollout | None] = [None] * len(rows)
-    single: list[tuple[()]] = [()] * batch_rows  # prompts are single questions: no earlier answers
     with within or nullcontext():
         for start in range(0, len(order), batch_rows):
             batch = order[start : start + batch_rows]
             draws = np.stack([uniforms(seed, _key(rows[i]), sampling.max_new_tokens) for i in batch])
-            answers = generate_tokens(model, [ids[i] for i in batch], draws, sampling, row_ids=batch, earlier=lambda: single)
+            answers = generate_tokens(
+                model,
+                [ids[i] for i in batch],
+                draws,
+                sampling,
+                row_ids=batch,
+                earlier=lambda batch=batch: [_earlier(model, rows[i][0]) for i in batch],
+            )
             for i, answer in zip(batch, answers, strict=True):
                 prompt, number = rows[i]
                 rollouts[i] = Rollout(
                     prompt.id, number, seed, len(ids[i]), answer.token_ids, model.decode(answer.token_ids), answer.end
                 )
     return [rollout for rollout in rollouts if rollout is not None]
+
+
+def _earlier(model: ChatModel, prompt: Prompt) -> tuple[Interval, ...]:
+    """Where the answers of a prompt's examples lie in its tokens."""
+    return dialogue(model, prompt.messages).answers if prompt.earlier else ()
 
 
 def _key(row: Row) -> str:

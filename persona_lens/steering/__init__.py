@@ -23,7 +23,7 @@ from persona_lens.steering.interventions import (
     custom,
     rotate,
 )
-from persona_lens.steering.plan import Plan, Receipt, plan, row_plan, steer
+from persona_lens.steering.plan import Plan, Receipt, Unspecified, content_of, plan, reading_calls, row_plan, steer
 
 __all__ = [
     "Add",
@@ -35,16 +35,19 @@ __all__ = [
     "Plan",
     "Receipt",
     "Rotate",
+    "Unspecified",
     "Where",
     "ablate",
     "add",
     "add_increments",
     "calibrated_strength",
     "cap",
+    "content_of",
     "custom",
     "next_token_divergence",
     "next_token_divergences",
     "plan",
+    "reading_calls",
     "relative_strength",
     "residual_norms",
     "rotate",

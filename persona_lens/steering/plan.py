@@ -5,7 +5,7 @@ deltas, everything else acts on its own rows. Which tokens of a pass are real, p
 (`models.passes`); a forward pass of the user's own is read off its attention mask and cache.
 """
 
-from collections.abc import Generator, Hashable, Iterable, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterable, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -30,6 +30,10 @@ class Receipt:
         self.passes = 0
         self.weights_differ: tuple[str, ...] = ()
         self._tokens: dict[int, Tensor] = {}
+
+    def count(self) -> None:
+        """One more forward pass."""
+        self.passes += 1
 
     def update(self, layer: int, touched: Bool[Tensor, "batch position"]) -> None:
         """Count touched tokens; kept on the device until somebody asks."""
@@ -112,7 +116,7 @@ class Plan:
         """Steer every forward pass inside; undone after it, also after an exception."""
         with ExitStack() as stack:
             stack.enter_context(row_aware(self))
-            stack.enter_context(_reading_calls(self.model, self.receipt))
+            stack.enter_context(reading_calls(self.model, self.receipt.count))
             stack.enter_context(self.model.hooks(self.hooks()))
             yield self
 
@@ -208,7 +212,7 @@ class _LayerHook:
         self._deltas: dict[str, tuple[Float[Tensor, "set d_model"], Bool[Tensor, " set"]]] = {}
 
     def __call__(self, residual: Tensor, hook: Any) -> Tensor:  # noqa: ARG002
-        content = _content(residual)
+        content = content_of(residual)
         numbers = self.plan.sets_of(content.rows).to(residual.device)
         if self.simple:
             return self._add(residual, content, numbers)
@@ -220,7 +224,7 @@ class _LayerHook:
                 out = out.index_copy(0, rows, changed)
         return out
 
-    def _add(self, residual: Tensor, content: "Pass | _Unspecified", numbers: Int[Tensor, " batch"]) -> Tensor:
+    def _add(self, residual: Tensor, content: "Pass | Unspecified", numbers: Int[Tensor, " batch"]) -> Tensor:
         """Sums by `where`: rows without a dose get their residual back bit for bit."""
         for where, (deltas, dosed) in self.deltas(residual).items():
             mask = _tokens(content, where) & dosed[numbers][:, None]
@@ -240,7 +244,7 @@ class _LayerHook:
                 self._deltas[where] = (sums.to(residual.device, residual.dtype), (sums != 0).any(-1).to(residual.device))
         return self._deltas
 
-    def _apply(self, residual: Tensor, content: "Pass | _Unspecified", rows: Tensor, chosen: Sequence[Intervention]) -> Tensor:
+    def _apply(self, residual: Tensor, content: "Pass | Unspecified", rows: Tensor, chosen: Sequence[Intervention]) -> Tensor:
         """All interventions of one set: sums, rotation, bands, custom - each on its own tokens, gates read from the input."""
         before = residual.float()
         h = before
@@ -256,7 +260,7 @@ class _LayerHook:
         return torch.where(touched[..., None], h.to(residual.dtype), residual)
 
     @staticmethod
-    def _mask(x: Intervention, before: Tensor, content: "Pass | _Unspecified", rows: Tensor) -> Bool[Tensor, "batch position"]:
+    def _mask(x: Intervention, before: Tensor, content: "Pass | Unspecified", rows: Tensor) -> Bool[Tensor, "batch position"]:
         mask = _tokens(content, x.where[rows.to(x.where.device)] if isinstance(x.where, Tensor) else x.where)
         return mask if x.gate is None else mask & (before @ x.gate.unit.to(before.device, before.dtype) > x.gate.above)
 
@@ -294,7 +298,7 @@ class _LayerHook:
         return h
 
 
-def _tokens(content: "Pass | _Unspecified", where: Any) -> Bool[Tensor, "batch position"]:
+def _tokens(content: "Pass | Unspecified", where: Any) -> Bool[Tensor, "batch position"]:
     """Which tokens of a pass a `where` touches; padding never."""
     if isinstance(where, Tensor):
         if where.shape != content.real.shape:
@@ -316,9 +320,9 @@ def _tokens(content: "Pass | _Unspecified", where: Any) -> Bool[Tensor, "batch p
             return content.response
 
 
-def _rows_of(content: "Pass | _Unspecified", rows: Int[Tensor, " chosen"]) -> "Pass | _Unspecified":
-    if isinstance(content, _Unspecified):
-        return _Unspecified(content.rows[rows], content.real[rows])
+def _rows_of(content: "Pass | Unspecified", rows: Int[Tensor, " chosen"]) -> "Pass | Unspecified":
+    if isinstance(content, Unspecified):
+        return Unspecified(content.rows[rows], content.real[rows])
     found = content.earlier
     earlier = None if found is None else lambda: found()[rows]
     return Pass(content.rows[rows], content.real[rows], content.prompt[rows], content.response[rows], earlier)
@@ -336,8 +340,8 @@ _CALL: ContextVar[_Call | None] = ContextVar("steered_call", default=None)
 
 
 @contextmanager
-def _reading_calls(model: ChatModel, receipt: Receipt) -> Generator[None]:
-    """Keep what the model is called with while it runs."""
+def reading_calls(model: ChatModel, called: Callable[[], object]) -> Generator[None]:
+    """Keep what the model is called with while it runs, for `content_of`; `called` is told of every call."""
 
     def before(module: Any, args: Any, kwargs: dict[str, Any]) -> None:  # noqa: ARG001
         cache = kwargs.get("past_key_values")
@@ -345,7 +349,7 @@ def _reading_calls(model: ChatModel, receipt: Receipt) -> Generator[None]:
         generating = cache is not None or kwargs.get("use_cache") is True
         cached = (0 if cache is None else int(cache.get_seq_length())) if generating else None
         _CALL.set(_Call(mask if isinstance(mask, Tensor) else None, cached))
-        receipt.passes += 1
+        called()
 
     handle = model.hf.register_forward_pre_hook(before, with_kwargs=True)
     token = _CALL.set(None)
@@ -356,7 +360,7 @@ def _reading_calls(model: ChatModel, receipt: Receipt) -> Generator[None]:
         _CALL.reset(token)
 
 
-def _content(residual: Tensor) -> "Pass | _Unspecified":
+def content_of(residual: Tensor) -> "Pass | Unspecified":
     """What the running pass holds: as its runner says, else as its attention mask and cache say."""
     said = current_pass()
     if said is not None:
@@ -366,18 +370,18 @@ def _content(residual: Tensor) -> "Pass | _Unspecified":
     real = torch.ones(batch, width, dtype=torch.bool, device=residual.device)
     if call is not None and call.mask is not None:
         if call.mask.ndim != 2:
-            raise SteeringError(f"steering needs the attention mask as [batch, position], not {call.mask.ndim}-dimensional")
+            raise SteeringError(f"the attention mask must be [batch, position], not {call.mask.ndim}-dimensional")
         real = call.mask[:, -width:].bool().to(residual.device)
     rows = torch.arange(batch, device=residual.device)
     if call is None or call.cached is None:
-        return _Unspecified(rows, real)
+        return Unspecified(rows, real)
     if call.cached and width == 1:
         return Pass(rows, real, torch.zeros_like(real), real, lambda: torch.zeros_like(real))
     last = real & (real.long().flip(-1).cumsum(-1).flip(-1) == 1)
     return Pass(rows, real, real, last)
 
 
-class _Unspecified:
+class Unspecified:
     """A full pass without spans: where the answer begins is not known and never guessed."""
 
     def __init__(self, rows: Int[Tensor, " batch"], real: Bool[Tensor, "batch position"]) -> None:

@@ -28,7 +28,10 @@ class Adjectives(Strict):
 
 
 class Trait(Strict):
-    """A trait: everything that is needed to elicit it, suppress it and judge it."""
+    """A trait: everything that is needed to elicit it, suppress it and judge it.
+
+    `graded`, where it is given, are system prompts from the one that suppresses the trait most to the one that promotes it most.
+    """
 
     schema_version: int = Field(default=1, alias="schema", ge=1, le=1)
     name: Name
@@ -38,6 +41,7 @@ class Trait(Strict):
     extraction_questions: tuple[Text, ...] = Field(min_length=2)
     evaluation_questions: tuple[Text, ...] = Field(min_length=1)
     rubric: Text
+    graded: tuple[Text, ...] = ()
 
     @model_validator(mode="after")
     def _rules(self) -> "Trait":

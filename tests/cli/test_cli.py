@@ -16,9 +16,12 @@ from typer.testing import CliRunner
 
 from persona_lens.activations import Span, pool
 from persona_lens.cli import app
-from persona_lens.cli.chat import _Live
+from persona_lens.cli.chat import _bars, _Live
+from persona_lens.cli.monitor import several
 from persona_lens.extraction import ExtractionRun
 from persona_lens.models import ChatModel, Sampling, generate_tokens
+from persona_lens.monitoring import monitor, write_transcripts
+from persona_lens.pocket_lab.conversations import drifting_chat, neutral_chat
 from persona_lens.steering import add, steer
 from persona_lens.traits import list_traits, load_trait
 
@@ -34,6 +37,7 @@ def run(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess
 
 def commands() -> list[list[str]]:
     groups = {"traits": ["list", "show", "import", "check"], "pocket": ["sample", "train", "evaluate"]}
+    groups["monitor"] = ["chats", "calibrate", "predict"]
     return [
         ["demo"],
         ["extract"],
@@ -297,32 +301,30 @@ def test_a_chat_is_steered_and_shows_projections(small_run: ExtractionRun) -> No
     assert text.count("a new conversation begins") == 2
 
 
-def test_the_live_projections_are_those_of_the_answers_tokens(
+def test_a_live_answer_is_printed_as_its_tokens_pass(
     pocket: ChatModel, small_run: ExtractionRun, capsys: pytest.CaptureFixture[str]
 ) -> None:
     v = small_run.vectors
     ids = pocket.render([{"role": "user", "content": "What is the future of my garden?"}])
-    live = _Live(pocket, {"optimism": v})
+    live = _Live(pocket)
     with steer(pocket, add(v, 6, 1.0)):
-        with live.watching():
+        with monitor(pocket, v, live.passed) as seen:
             [found] = generate_tokens(pocket, [ids], np.full((1, 120), 0.4), Sampling(120))
         [pooled] = pool(pocket, [Span("answer", tuple(ids), found.token_ids)])
     assert found.end == "stop"
     assert live.tokens == list(found.token_ids)
+    values = seen.answers[0].values[:, 0]
     mean = float(v.project(pooled.values[0, 0, v.best_layer], v.best_layer))
-    assert np.mean(live.projections["optimism"]) == pytest.approx(mean, rel=1e-3)
+    assert float(values.mean()) == pytest.approx(mean, rel=1e-3)
     assert capsys.readouterr().out == live.printed == pocket.decode(found.token_ids)
-    assert len(live.bars("optimism")) == min(40, len(found.token_ids))
-    bars, values = live.bars("optimism"), live.projections["optimism"][:40]
-    assert (bars[int(np.argmin(values))], bars[int(np.argmax(values))]) == ("▁", "█")
-    before = len(live.tokens)
-    pocket.chat("Hello.", max_new_tokens=3)
-    assert len(live.tokens) == before
+    bars = _bars(values.tolist())
+    assert len(bars) == min(40, len(found.token_ids))
+    assert (bars[int(values[:40].argmin())], bars[int(values[:40].argmax())]) == ("▁", "█")
 
 
 def test_half_a_character_waits_for_its_other_half(pocket: ChatModel, capsys: pytest.CaptureFixture[str]) -> None:
     tokens = pocket.tokenizer("a 😀!", add_special_tokens=False)["input_ids"]
-    live, seen = _Live(pocket, {}), ""
+    live, seen = _Live(pocket), ""
     for i in range(1, len(tokens) + 1):
         live.show(tokens[:i])
         seen += capsys.readouterr().out
@@ -387,3 +389,103 @@ def test_every_trait_file_is_checked(tmp_path: Path) -> None:
     done = run("traits", "check", str(good), str(bad))
     assert done.returncode == 2
     assert "bad.json" in done.stderr
+
+
+# monitoring
+
+
+@pytest.fixture(scope="module")
+def neutral_calibration(small_run: ExtractionRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("monitoring")
+    write_transcripts(folder / "neutral.jsonl", [(f"c{i}", neutral_chat(0, i, turns=3)) for i in range(44)])
+    out = str(folder / "calibration")
+    arguments = [str(folder / "neutral.jsonl"), "--vectors", str(small_run.path), "--turns", "3", "--out", out]
+    done = runner.invoke(app, ["monitor", "calibrate", *arguments])
+    assert done.exit_code == 0, done.output
+    return folder / "calibration"
+
+
+def test_chats_are_monitored_against_a_calibration(small_run: ExtractionRun, neutral_calibration: Path, tmp_path: Path) -> None:
+    chats = [("calm", neutral_chat(7, 0, 3)), ("drifted", drifting_chat("optimism", 7, 0, 3, 1))]
+    write_transcripts(tmp_path / "chats.jsonl", chats)
+    with (tmp_path / "chats.jsonl").open("a") as file:
+        file.write('{"messages": [{"role": "tool", "content": "x"}]}\n')
+    arguments = [str(tmp_path / "chats.jsonl"), "--vectors", str(small_run.path), "--calibration", str(neutral_calibration)]
+    done = runner.invoke(app, ["monitor", *arguments, "--rate", "0.1", "--out", str(tmp_path / "run")])
+    assert done.exit_code == 0, done.output
+    assert "line 3 skipped: unknown role 'tool'" in done.output
+    assert (tmp_path / "run" / "report.html").exists()
+    record = json.loads(
+        runner.invoke(app, ["monitor", *arguments, "--rate", "0.1", "--out", str(tmp_path / "run"), "--json"]).output
+    )
+    assert (record["chats"], record["turns"], len(record["skipped"])) == (2, 6, 1)
+    strict = run("monitor", *arguments, "--rate", "0.001", cwd=tmp_path)
+    assert strict.returncode == 2
+    assert "needs at least 999 calibrating conversations, there are 22" in strict.stderr
+
+
+def test_a_chat_alarms_when_it_is_steered(small_run: ExtractionRun, neutral_calibration: Path) -> None:
+    asked = "What is the future of my garden?"
+    lines = "\n".join([asked, "/set optimism 3 6", asked, "/new", "/set optimism 0", "Hello.", "/quit\n"])
+    arguments = ["chat", str(small_run.path), "--calibration", str(neutral_calibration), "--rate", "0.1", "--seed", "3"]
+    text = runner.invoke(app, arguments, input=lines).output
+    assert text.count("[above this share of neutral answers: optimism ") == 3
+    first, steered, fresh = text.split("[projection: ")[1:]
+    assert "ALARM, this answer: optimism (one neutral answer in 10)" in steered
+    assert "ALARM, this conversation: optimism since turn 2" in steered
+    assert "since turn 2" not in first + fresh
+
+
+def test_the_model_leads_neutral_conversations_where_none_are_given(small_run: ExtractionRun, tmp_path: Path) -> None:
+    out = tmp_path / "own"
+    arguments = [
+        "monitor",
+        "calibrate",
+        "--vectors",
+        str(small_run.path),
+        "--turns",
+        "2",
+        "--conversations",
+        "24",
+        "--out",
+        str(out),
+    ]
+    done = runner.invoke(app, arguments)
+    assert done.exit_code == 0, done.output
+    kept = (tmp_path / "own-chats" / "conversations.jsonl").read_text().splitlines()
+    assert len(kept) == 24
+    assert (out / "calibration.json").exists()
+
+
+def test_prediction_on_the_command_line(small_run: ExtractionRun, tmp_path: Path) -> None:
+    arguments = ["--vectors", str(small_run.path), "--samples", "1", "--max-new-tokens", "60", "--out", str(tmp_path / "p")]
+    done = runner.invoke(app, ["monitor", "predict", *arguments])
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "p" / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nothing.jsonl", "--vectors", "RUN"], "nothing.jsonl: no such file"),
+        (["CHATS", "--vectors", "RUN", "--thinking", "<think>"], "an opening and a closing tag"),
+        (["CHATS", "--vectors", "RUN", "RUN"], "two probes are called 'optimism'"),
+        (["CHATS", "--vectors", "RUN", "--layer", "9"], "layer 9 does not exist"),
+        (["CHATS", "--vectors", "RUN", "--calibration", "RUN"], "holds a run of 'extract', not of 'calibrate'"),
+        (["calibrate", "CHATS", "--vectors", "RUN", "--turns", "3"], "at least 20 are needed"),
+    ],
+)
+def test_bad_monitoring_is_one_clear_line(small_run: ExtractionRun, tmp_path: Path, arguments: list[str], message: str) -> None:
+    write_transcripts(tmp_path / "chats.jsonl", [("calm", neutral_chat(7, 0, 3))])
+    places = {"RUN": str(small_run.path), "CHATS": str(tmp_path / "chats.jsonl")}
+    done = run("monitor", *[places.get(a, a) for a in arguments], cwd=tmp_path)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_an_option_of_several_values() -> None:
+    assert several(["--vectors", "a", "b", "--rate", "1", "c"], "--vectors") == [
+        "--vectors", "a", "--vectors", "b", "--rate", "1", "c",
+    ]  # fmt: skip
+    assert several(["x", "--vectors", "a", "--vectors", "b"], "--vectors") == ["x", "--vectors", "a", "--vectors", "b"]

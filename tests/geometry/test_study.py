@@ -30,7 +30,7 @@ from persona_lens.geometry import (
     study,
     study_geometry,
 )
-from persona_lens.geometry.records import decoded, encoded
+from persona_lens.records import decoded, encoded
 from persona_lens.reports import geometry_verdict, report
 from persona_lens.store import write_json
 

@@ -1,0 +1,89 @@
+"""Monitoring: the persona before the model answers and while it does, with alarms whose false-positive rate is known.
+
+`monitor` reads while the model runs, `read` whole conversations; `calibrate` makes alarms of neutral ones, `monitor_chats` applies
+them to chats on disk, `predict` asks whether the persona is seen before the answer, beside what the text alone tells.
+"""
+
+from persona_lens.monitoring.baselines import length_baseline, text_baseline
+from persona_lens.monitoring.calibration import (
+    Alarms,
+    Calibration,
+    CalibrationSettings,
+    calibrate,
+    content_of_messages,
+    highest,
+    load_calibration,
+    users_of,
+)
+from persona_lens.monitoring.drift import ChangePoint, Trend, change_point, rise, trend
+from persona_lens.monitoring.live import AnswerReading, Monitor, TokenReading, monitor
+from persona_lens.monitoring.neutral import neutral_conversations
+from persona_lens.monitoring.prediction import Outcomes, Predictor, auroc, compare, correlations, random_floor
+from persona_lens.monitoring.probes import Probe, as_probes, probe
+from persona_lens.monitoring.reading import THINKING, Reading, TurnReadings, read, read_turns, render
+from persona_lens.monitoring.rendering import html_of, notebook, text_of
+from persona_lens.monitoring.run import MonitorRun, load_monitor_run, monitor_chats
+from persona_lens.monitoring.study import (
+    Condition,
+    PredictionRun,
+    PredictionSettings,
+    graded_conditions,
+    load_prediction,
+    predict,
+    shot_conditions,
+)
+from persona_lens.monitoring.transcripts import Transcripts, read_transcripts, write_transcripts
+
+__all__ = [
+    "THINKING",
+    "Alarms",
+    "AnswerReading",
+    "Calibration",
+    "CalibrationSettings",
+    "ChangePoint",
+    "Condition",
+    "Monitor",
+    "MonitorRun",
+    "Outcomes",
+    "PredictionRun",
+    "PredictionSettings",
+    "Predictor",
+    "Probe",
+    "Reading",
+    "TokenReading",
+    "Transcripts",
+    "Trend",
+    "TurnReadings",
+    "as_probes",
+    "auroc",
+    "calibrate",
+    "change_point",
+    "compare",
+    "content_of_messages",
+    "correlations",
+    "graded_conditions",
+    "highest",
+    "html_of",
+    "length_baseline",
+    "load_calibration",
+    "load_monitor_run",
+    "load_prediction",
+    "monitor",
+    "monitor_chats",
+    "neutral_conversations",
+    "notebook",
+    "predict",
+    "probe",
+    "random_floor",
+    "read",
+    "read_transcripts",
+    "read_turns",
+    "render",
+    "rise",
+    "shot_conditions",
+    "text_baseline",
+    "text_of",
+    "trend",
+    "users_of",
+    "write_transcripts",
+]
