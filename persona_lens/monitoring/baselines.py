@@ -8,8 +8,8 @@ without any signal, 8 conditions of unlike base rates left out one at a time:
 
 - raw: AUROC .34 to .43, r overall -.2 to -.4, r over the means of conditions -.6 to -1;
 - classes balanced within folds: AUROC .44 to .48, r over the means -.2 to -.9;
-- relative to the fold: AUROC .49 to .50, r overall -.01 to -.03, r over the means -.04 to -.08; with a single number such as
-  length AUROC .46 to .50, r overall -.05 to -.10, r over the means -.08 to -.17.
+- relative to the fold: AUROC .49 to .50, r overall 0 to -.04, r over the means 0 to -.15; with a single number such as length
+  AUROC .46 to .50, r overall -.05 to -.10, r over the means -.08 to -.17.
 
 With groups of questions left out: AUROC .48 to .52, r overall -.03 to +.03.
 """

@@ -121,18 +121,18 @@ def test_what_a_message_explains_is_held() -> None:
     assert alarming(plain, 0.0, 3.0) < 0.5
 
 
-def test_any_alarms_at_the_same_rate_for_all_and_does_not_favour_a_heavy_tail() -> None:
+def test_any_alarms_at_the_same_rate_for_all_and_does_not_favour_a_long_tail() -> None:
     rng = np.random.default_rng(4)
 
     def drawn(n: int, shift: float = 0.0) -> np.ndarray:
-        return np.stack([rng.normal(size=(n, 8)) + shift, rng.exponential(size=(n, 8)) ** 1.5], axis=-1)
+        return np.stack([shift - rng.exponential(size=(n, 8)), rng.exponential(size=(n, 8))], axis=-1)
 
     calibration = made(drawn(2000))
     fresh = calibration.expectation.scores(drawn(2000), np.zeros((2000, 8, 0)))
     limit = calibration.threshold(0.05, "answer")
     assert (calibration.with_any(fresh)[..., 2] > limit[2]).mean() == pytest.approx(0.05, abs=0.008)
-    moved = calibration.expectation.scores(drawn(2000, 4.0), np.zeros((2000, 8, 0)))
-    assert (calibration.with_any(moved)[..., 2] > limit[2]).mean() > 0.85
+    moved = calibration.expectation.scores(drawn(2000, 2.0), np.zeros((2000, 8, 0)))
+    assert (calibration.with_any(moved)[..., 2] > limit[2]).mean() > 0.8
     assert calibration.names == ("p0", "p1", "any")
     alone = made(drawn(100)[..., :1])
     assert alone.names == ("p0",)

@@ -237,7 +237,7 @@ def test_between_takes_products_of_different_questions_and_frees_its_ends_alike(
 
     low, _ = naive_interval(plain, x, o, np.arctanh, np.tanh)
     reliability = own / np.prod([v.var() for v in means(list(range(12)))])
-    assert reliability < 0.97
+    assert reliability < 0.98
     expected = found.between.value - (found.between_plain - low) / np.sqrt(reliability)
     assert found.between.low == pytest.approx(expected)
 
@@ -709,6 +709,15 @@ def test_length_and_embeddings_that_tell_are_found(held_out: str) -> None:
     assert calls == [160]
     assert auroc(embedded.values, o).value > 0.7
     compare(Predictor("x", x), [length, embedded], o)
+
+
+def test_units_of_length_do_not_matter_and_predictions_are_probabilities() -> None:
+    x, o = drawn(level=15.0, shift=30.0)
+    here, there = (length_baseline(v, o, "conditions").values for v in (x, 1000 + 300 * x))
+    np.testing.assert_allclose(here, there, atol=1e-4)
+    rate = o.above.sum() / o.answers.sum()
+    assert rate < 0.2
+    assert here.mean() == pytest.approx(rate, abs=0.06)
 
 
 def test_what_stands_in_one_fold_alone_cannot_be_learnt() -> None:
