@@ -5,6 +5,7 @@ resume, so an interrupted run ends with the bytes of an uninterrupted one (times
 """
 
 import errno
+import hashlib
 import json
 import os
 import platform
@@ -125,6 +126,11 @@ def truncate_jsonl(path: Path, keep: int) -> None:
         lines = path.read_bytes().splitlines(keepends=True)
         if len(lines) > keep:
             write_atomically(path, lambda temporary: Path(temporary).write_bytes(b"".join(lines[:keep])))
+
+
+def digest(content: str | bytes) -> str:
+    """A short hash, for what a run's arguments are too long to hold."""
+    return hashlib.sha256(content.encode() if isinstance(content, str) else content).hexdigest()[:16]
 
 
 def git_revision(folder: Path | None = None) -> str | None:

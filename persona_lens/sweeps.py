@@ -5,7 +5,6 @@ half of the evaluation questions and reported on the other half, with the unstee
 directions of the same norm beside the steered ones (Chen et al. 2025, section 3.2 and appendix; AxBench, arXiv 2501.17148).
 """
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -20,14 +19,14 @@ from persona_lens.activations import Span
 from persona_lens.errors import SteeringError
 from persona_lens.evaluation import CapabilityTest, degeneracy
 from persona_lens.extraction.run import read_rollouts, read_scores
-from persona_lens.judges import Judge, Judged, Outside, Score, default_judge, default_outside
+from persona_lens.judges import Judge, Judged, Outside, Score, default_judge, default_outside, judged
 from persona_lens.models import ChatModel, Sampling
 from persona_lens.progress import Progress, progress_bars
 from persona_lens.prompts import Polarity, Prompt, evaluation_prompts
 from persona_lens.reliability import mean_interval, shared_baseline_interval
 from persona_lens.sampling import DEFAULT_BATCH_ROWS, Rollout, Row, sample
 from persona_lens.steering import Intervention, Where, add, add_increments, next_token_divergences, row_plan, steer
-from persona_lens.store import RunFolder, read_json, require_finished, write_json
+from persona_lens.store import RunFolder, digest, read_json, require_finished, write_json
 from persona_lens.traits import Trait, load_trait
 from persona_lens.vectors import PersonaVectors, hook_name
 
@@ -274,13 +273,13 @@ def _arguments(
 ) -> dict[str, Any]:
     if settings.where not in ("everywhere", "prompt", "response"):
         raise SteeringError("a sweep asks single questions and steers everywhere, the prompt or the response")
-    digest = hashlib.sha256(vectors.directions.contiguous().numpy().tobytes()).hexdigest()[:16]
-    content = hashlib.sha256(trait.model_dump_json(by_alias=True).encode()).hexdigest()[:16]
+    directions = digest(vectors.directions.contiguous().numpy().tobytes())
+    content = digest(trait.model_dump_json(by_alias=True))
     chosen = {k: v for k, v in vars(settings).items() if k not in ("batch_rows", "sampling")}
     return {
         "trait": trait.name,
         "trait_hash": content,
-        "vectors": digest,
+        "vectors": directions,
         "pooling": vectors.pooling,
         "judge": judge.name,
         "targets": list(targets),
@@ -409,8 +408,8 @@ class _Sweep:
         rollouts = read_rollouts(rollouts_path)
 
         def scored(chunk: range) -> list[dict[str, Any]]:
-            judged = [Judged(job.rows[i][0].user, rollouts[i].text) for i in chunk]
-            return [s.as_dict() for s in self.judge(self.trait, judged)]
+            asked = [Judged(job.rows[i][0].user, rollouts[i].text) for i in chunk]
+            return [s.as_dict() for s in judged(self.judge, self.trait, asked)]
 
         self.folder.fill(scores_path.name, total, scored, chunk=CHUNK_ROWS)
         by_cell: dict[Cell, list[Rollout]] = {cell: [] for cell in job.cells}

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from persona_lens.errors import MonitoringError
 from persona_lens.extraction import ExtractionRun
 from persona_lens.figures import plot
-from persona_lens.figures.monitoring import COLOURS, PALE, calibration_figure, peaks, prediction_scatter, printed, trajectories
+from persona_lens.figures.monitoring import COLOURS, PALE, calibration_figure, prediction_scatter, printed, trajectories
 from persona_lens.models import ChatModel
 from persona_lens.monitoring import (
     Calibration,
@@ -38,6 +38,7 @@ from persona_lens.monitoring import (
     write_transcripts,
 )
 from persona_lens.monitoring.prediction import NOTHING, Estimate, Skill
+from persona_lens.monitoring.run import peaks
 from persona_lens.monitoring.study import Prediction
 from persona_lens.pocket_lab.conversations import drifting_chat, neutral_chat
 from persona_lens.records import encoded
@@ -284,9 +285,9 @@ def test_hostile_names_are_drawn_as_they_are(monitored: MonitorRun, tmp_path: Pa
 
     def record(found: dict[str, Any]) -> None:
         found["verdicts"] = dict(zip(names, found["verdicts"].values(), strict=True))
-        found["probes"][0]["name"] = found["calibration"]["names"][0] = "$\\bad{"
+        found["probes"][0]["name"] = found["calibration"]["names"][0] = "<script>$\\bad{"
         for verdicts in found["verdicts"].values():
-            verdicts[0]["probe"] = "$\\bad{"
+            verdicts[0]["probe"] = "<script>$\\bad{"
 
     run = changed(monitored, tmp_path / "run", record, chats)
     figure = trajectories(run)
@@ -295,6 +296,10 @@ def test_hostile_names_are_drawn_as_they_are(monitored: MonitorRun, tmp_path: Pa
     assert legends(figure)[:5] == [printed(name) for name in ranked]
     assert [printed(name) for name in names[:4]] == ["_hidden", "\\$\\frac{1\\$", "□□", "a b"]
     assert len(printed(names[4])) == 36
+    (tmp_path / "run" / "shown.jsonl").write_text("")
+    text = checked(report(run).read_text(encoding="utf-8"))
+    assert f"<td>{'x' * 79}…</td>" in text
+    assert "<td>数据</td>" in text
     assert printed("\u202e\x07") == "⟨U+202E⟩□"
 
 
@@ -381,23 +386,28 @@ def test_the_page_of_monitored_chats(monitored: MonitorRun, chats: Path) -> None
     assert report(monitored).read_text(encoding="utf-8") == page
 
 
-def test_chats_that_stand_out_are_coloured_on_their_own_probe(monitored: MonitorRun) -> None:
-    text = words(report(monitored).read_text())
-    chats = list(monitored.chats())
-    shown = re.findall(
-        r"<p class='meta'>highest score on (\w+): (\S+) at turn (\d+)</p><div [^>]*><div><b>(.*?): projection on (\w+)<", text
-    )
-    assert len(shown) == 3
-    for name, value, turn, title, coloured in shown:
-        (chat,) = [c for c in chats if title in (escape(c.name), VISIBLE if c.name == HOSTILE else "")]
+def test_chats_that_stand_out_are_coloured_on_their_own_probe(monitored: MonitorRun, tmp_path: Path) -> None:
+    second = monitored.shown[1].name
+
+    def chats(lines: list[dict[str, Any]]) -> None:
+        for line in lines:
+            line["scores"] = [[x, y + 5 * (line["name"] == second)] for x, y in line["scores"]]
+
+    run = changed(monitored, tmp_path / "run", chats=chats)
+    text = words(report(run).read_text())
+    told = r"<p class='meta'>highest score on (\w+): (\S+) at turn (\d+)</p><div [^>]*><div><b>(.*?): projection on (\w+)<"
+    shown = re.findall(told, text)
+    middles = re.findall(r"\(white: (\S+)\)", text)
+    assert [row[0] for row in shown] == ["optimism", "early", "optimism"]
+    for (name, value, turn, title, coloured), middle, reading in zip(shown, middles, run.shown, strict=True):
+        (chat,) = [c for c in run.chats() if c.name == reading.name]
         assert chat.scores is not None
+        assert title == (VISIBLE if chat.name == HOSTILE else chat.name)
         at, k = np.unravel_index(chat.scores.argmax(), chat.scores.shape)
-        assert (name, coloured) == (monitored.probes[k],) * 2
+        assert (name, coloured) == (run.probes[k],) * 2
         assert (value, turn) == (f"{chat.scores[at, k]:+.2f}", str(at + 1))
-    assert re.search(r"&lt;", text)
-    scales = re.findall(r"\(white: (\S+)\)", text)
-    by_probe = {trait: scale for (*_, trait), scale in zip(shown, scales, strict=True)}
-    assert [by_probe[trait] for *_, trait in shown] == scales
+        values = np.concatenate([r.values[p.start : p.stop, k] for r in run.shown for p in r.parts])
+        assert middle == f"{np.median(values):+.2f}"
 
 
 def test_without_a_calibration_the_page_tells_projections(plain: MonitorRun) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from persona_lens.cli.extract import counts_line, summary_of
-from persona_lens.cli.options import Json, Out, Seed, emit
+from persona_lens.cli.options import Json, Out, Seed, emit, printable
 
 
 def demo(
@@ -43,7 +43,7 @@ def demo(
     example = run.rollouts()[0]
     text = "\n".join(
         [
-            f'An answer under a prompt that promotes {trait}: "{"".join(c for c in example.text if c.isprintable())}"',
+            f'An answer under a prompt that promotes {trait}: "{printable(example.text)}"',
             counts_line(run),
             "layer  hook  reliability  norm",
             *rows,

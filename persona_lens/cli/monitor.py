@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from persona_lens.cli.options import Device, Json, Model, Out, Seed, emit
+from persona_lens.cli.options import Device, Json, Model, Out, Seed, emit, printable
 from persona_lens.cli.steer import vectors_of
 
 if TYPE_CHECKING:
@@ -195,12 +195,8 @@ def _alarming(record: Mapping[str, Any]) -> list[str]:
     for name, verdicts in record["verdicts"].items():
         told = [f"{v['probe']} from turn {v['turns']['highest']}" for v in verdicts if v["turns"]["highest"]]
         if told:
-            lines.append(f"{_printable(name)}: {', '.join(told)}")
+            lines.append(f"{printable(name)}: {', '.join(told)}")
     return lines if len(lines) <= 20 else [*lines[:20], f"... and {len(lines) - 20} more chats that alarm"]
-
-
-def _printable(text: str) -> str:
-    return "".join(c for c in text if c.isprintable())
 
 
 def _led_by(model: "ChatModel", n: int, turns: int, seed: int, out: Path) -> "Mapping[str, Sequence[Message]]":

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from persona_lens.cli.options import Device, Json, Model, Seed, emit
+from persona_lens.cli.options import Device, Json, Model, Seed, emit, printable
 
 if TYPE_CHECKING:
     from persona_lens.vectors import PersonaVectors
@@ -54,7 +54,7 @@ def steer(
         if record["strength"] == 0.0:
             lines.append(f"\n{record['question']}")
         name = "unsteered" if record["strength"] == 0.0 else f"{v.trait} {record['strength']:+g}"
-        lines.append(f"  [{name}] {_printable(record['answer'])}")
+        lines.append(f"  [{name}] {printable(record['answer'])}")
     emit({"trait": v.trait, "layer": at, "answers": records}, "\n".join(lines), as_json)
 
 
@@ -76,7 +76,3 @@ def vectors_of(path: Path, pooling: str | None = None) -> "PersonaVectors":
     if pooling not in (None, vectors.pooling):
         raise UnknownNameError(f"pooling in {path}", pooling, [vectors.pooling])
     return vectors
-
-
-def _printable(text: str) -> str:
-    return "".join(c for c in text if c.isprintable())

@@ -22,12 +22,12 @@ from persona_lens.errors import PersonaLensError, RunFolderError
 from persona_lens.extraction.estimators import MEAN_DIFFERENCE
 from persona_lens.extraction.filtering import Counts, Thresholds, keep_independent, keep_pairwise, require_enough
 from persona_lens.extraction.run import ExtractionRun, read_rollouts, read_scores, vectors_from_means
-from persona_lens.judges import Judge, Judged, Score, default_judge
+from persona_lens.judges import Judge, Judged, Score, default_judge, judged
 from persona_lens.models import ChatModel, Sampling
 from persona_lens.progress import Progress, progress_bars
 from persona_lens.prompts import POLARITIES, extraction_prompts
 from persona_lens.sampling import DEFAULT_BATCH_ROWS, Rollout, Row, rows_of, sample
-from persona_lens.store import RunFolder, read_jsonl, write_atomically, write_json
+from persona_lens.store import RunFolder, digest, read_jsonl, write_atomically, write_json
 from persona_lens.traits import Trait, load_trait
 
 CHUNK_ROWS: Final = 256
@@ -92,9 +92,8 @@ def extract(
 
 def _arguments(trait: Trait, judge: Judge, settings: ExtractionSettings) -> dict[str, Any]:
     content = json.dumps(trait.model_dump(by_alias=True), sort_keys=True)
-    digest = hashlib.sha256(content.encode()).hexdigest()[:16]
     chosen = {key: value for key, value in asdict(settings).items() if key not in ("batch_rows", "batch_tokens")}
-    return {"trait": trait.name, "trait_hash": digest, "judge": judge.name, **chosen}
+    return {"trait": trait.name, "trait_hash": digest(content), "judge": judge.name, **chosen}
 
 
 def _digest_of(wanted: Sequence[int], kept: dict[str, list[bool]], rollouts: Sequence[Rollout]) -> str:
@@ -190,12 +189,7 @@ class _Extraction:
         def scored(chunk: range) -> list[dict[str, Any]]:
             answers = rollouts[chunk.start : chunk.stop]
             asked = zip(rows[chunk.start : chunk.stop], answers, strict=True)
-            scores = self.judge(self.trait, [Judged(p.user, r.text) for (p, _), r in asked])
-            if len(scores) != len(chunk):
-                raise PersonaLensError(
-                    f"judge {self.judge.name!r} returned {len(scores)} scores for {len(chunk)} answers: "
-                    "it must return one per answer, in order"
-                )
+            scores = judged(self.judge, self.trait, [Judged(p.user, r.text) for (p, _), r in asked])
             return [{"key": r.key, **s.as_dict()} for r, s in zip(answers, scores, strict=True)]
 
         self.folder.fill(path.name, total, scored, chunk=CHUNK_ROWS, told=lambda n: self.progress("scores", n, total))

@@ -15,7 +15,7 @@ from persona_lens.monitoring.calibration import Calibration, highest
 from persona_lens.monitoring.prediction import Estimate
 from persona_lens.monitoring.probes import ANY
 from persona_lens.monitoring.rendering import visible
-from persona_lens.monitoring.run import STATISTICS, MonitorRun, Verdict, WatchedChat
+from persona_lens.monitoring.run import STATISTICS, MonitorRun, Verdict, WatchedChat, standing_out, values_of
 from persona_lens.monitoring.study import Prediction
 from persona_lens.records import decoded
 
@@ -34,32 +34,6 @@ BAND: Final = "#e4e4e4"
 RATES: Final = (0.05, 0.01)
 LONGEST: Final = 36  # characters of a name
 LISTED: Final = 12  # conditions that are named beside the colours
-
-
-def values_of(chat: WatchedChat) -> Float[np.ndarray, "turn probe"]:
-    """What is told of a chat: its scores, without a calibration the projections of its answers."""
-    return chat.readings.answer if chat.scores is None else chat.scores
-
-
-def peaks(chats: Sequence[WatchedChat]) -> Float[np.ndarray, "chat probe"]:
-    """How far up each chat goes on each probe; -inf where nothing was read.
-
-    In standard deviations of neutral answers, without a calibration in those of these chats' own answers: so probes compare.
-    """
-    found = np.stack([np.nanmax(values_of(c), axis=0, initial=-np.inf) for c in chats])
-    if chats[0].scores is not None:
-        return found
-    answers = np.concatenate([values_of(c) for c in chats])
-    known = np.isfinite(answers)
-    n = np.maximum(known.sum(0), 1)
-    mean = np.where(known, answers, 0.0).sum(0) / n
-    spread = np.sqrt((np.where(known, answers - mean, 0.0) ** 2).sum(0) / n)
-    return (found - mean) / np.where(spread > 0, spread, 1.0)
-
-
-def standing_out(chats: Sequence[WatchedChat]) -> list[WatchedChat]:
-    """Those with the highest peak on any probe first."""
-    return [chats[i] for i in np.argsort(-peaks(chats).max(1), kind="stable")]
 
 
 def verdicts_of(run: MonitorRun, chat: WatchedChat) -> dict[str, Verdict]:

@@ -5,7 +5,6 @@ spill-over is measured, trait by trait, with intervals over questions, and compa
 diagonal, with what answer length alone would have changed as a covariate.
 """
 
-import hashlib
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,10 +15,10 @@ from typing import Any, Final
 import numpy as np
 from jaxtyping import Float
 
-from persona_lens.errors import GeometryError, PersonaLensError
+from persona_lens.errors import GeometryError
 from persona_lens.extraction.run import read_rollouts
 from persona_lens.geometry.permutation import Mantel, mantel
-from persona_lens.judges import Judge, Judged, Score, default_judge
+from persona_lens.judges import Judge, Judged, default_judge, judged
 from persona_lens.models import ChatModel, Sampling
 from persona_lens.progress import Progress, progress_bars
 from persona_lens.prompts import Prompt, system_prompt
@@ -27,7 +26,7 @@ from persona_lens.records import encoded
 from persona_lens.reliability import mean_interval
 from persona_lens.sampling import DEFAULT_BATCH_ROWS, Rollout, Row, sample
 from persona_lens.steering import Intervention, Where, add, row_plan
-from persona_lens.store import RunFolder, read_json, read_jsonl, require_finished, write_json
+from persona_lens.store import RunFolder, digest, read_json, read_jsonl, require_finished, write_json
 from persona_lens.traits import Trait, load_trait
 from persona_lens.vectors import PersonaVectors
 
@@ -161,12 +160,12 @@ def spill_over(
         raise GeometryError(f"strengths must be different numbers other than 0, not {list(strengths)}")
     for v, s in itertools.product(vectors, strengths):
         add(v, layer, s, where=settings.where)
-    digest = hashlib.sha256(b"".join(v[layer].contiguous().numpy().tobytes() for v in vectors)).hexdigest()[:16]
-    content = hashlib.sha256("".join(t.model_dump_json(by_alias=True) for t in traits).encode()).hexdigest()[:16]
+    directions = digest(b"".join(v[layer].contiguous().numpy().tobytes() for v in vectors))
+    content = digest("".join(t.model_dump_json(by_alias=True) for t in traits))
     arguments = {
         "traits": names,
         "traits_hash": content,
-        "vectors": digest,
+        "vectors": directions,
         "layer": layer,
         "strengths": [float(s) for s in strengths],
         "judge": judge.name,
@@ -270,14 +269,9 @@ class _SpillOver:
     def _judged(self, rows: Sequence[_Row], rollouts: Sequence[Rollout]) -> Float[np.ndarray, "answer value"]:
         """Every trait's score of every answer, and its coherence; NaN where the judge gave none."""
 
-        def judged(chunk: range) -> list[dict[str, Any]]:
+        def scored(chunk: range) -> list[dict[str, Any]]:
             asked = [Judged(rows[i].row[0].user, rollouts[i].text) for i in chunk]
-            per_trait: list[list[Score]] = []
-            for trait in self.traits:
-                scores = self.judge(trait, asked)
-                if len(scores) != len(asked):
-                    raise PersonaLensError(f"judge {self.judge.name!r} returned {len(scores)} scores for {len(asked)} answers")
-                per_trait.append(scores)
+            per_trait = [judged(self.judge, trait, asked) for trait in self.traits]
             return [
                 {
                     "cell": rows[i].cell,
@@ -288,7 +282,7 @@ class _SpillOver:
                 for n, i in enumerate(chunk)
             ]
 
-        self.folder.fill("scores.jsonl", len(rows), judged, chunk=CHUNK_ROWS, told=lambda n: self.progress("scores", n, len(rows)))
+        self.folder.fill("scores.jsonl", len(rows), scored, chunk=CHUNK_ROWS, told=lambda n: self.progress("scores", n, len(rows)))
         records = read_jsonl(self.folder.path / "scores.jsonl")
         return np.array([[*r["scores"], r["coherence"]] for r in records], dtype=np.float64)
 

@@ -5,7 +5,6 @@ Assistant Axis (default assistant - mean of the roles, arXiv 2601.10387) have er
 residuals.
 """
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -29,7 +28,7 @@ from persona_lens.progress import Progress, progress_bars
 from persona_lens.prompts import Prompt
 from persona_lens.reliability import MINIMUM_QUESTIONS
 from persona_lens.sampling import DEFAULT_BATCH_ROWS, Rollout, Row, sample
-from persona_lens.store import RunFolder, read_json, read_jsonl, require_finished, write_atomically, write_json
+from persona_lens.store import RunFolder, digest, read_json, read_jsonl, require_finished, write_atomically, write_json
 from persona_lens.traits import RoleSet, load_roles
 from persona_lens.vectors import PersonaVectors
 
@@ -154,7 +153,7 @@ def extract_roles(
     roles = roles or load_roles(model.trait_set)
     judge = judge or default_role_judge(model.trait_set)
     settings = settings or RoleSettings()
-    content = hashlib.sha256(roles.model_dump_json(by_alias=True).encode()).hexdigest()[:16]
+    content = digest(roles.model_dump_json(by_alias=True))
     chosen = {k: v for k, v in vars(settings).items() if k not in ("batch_rows", "batch_tokens", "sampling")}
     arguments = {"roles": roles.name, "roles_hash": content, "judge": judge.name, "sampling": vars(settings.sampling), **chosen}
     path = Path(out) if out else Path("runs") / f"roles-{Path(model.name).name}-{roles.name}-seed{settings.seed}"

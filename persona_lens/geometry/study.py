@@ -1,6 +1,5 @@
 """The geometry of stored runs in one call: everything that needs no model, as one record that a folder keeps and a report shows."""
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from persona_lens.geometry.space import PersonaSpace, products, space_of_runs
 from persona_lens.geometry.subspaces import CrossValidatedRank, cross_validated_rank, varimax
 from persona_lens.records import decoded, encoded
 from persona_lens.reliability import MINIMUM_QUESTIONS
-from persona_lens.store import RunFolder, read_json, require_finished, write_json
+from persona_lens.store import RunFolder, digest, read_json, require_finished, write_json
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,7 +137,7 @@ def study_geometry(
     space = space_of_runs(runs, pooling)
     _require(space, roles, spill_over, layer)
     arguments = {
-        "vectors": {v.trait: hashlib.sha256(v.directions.numpy().tobytes()).hexdigest()[:16] for v in space.vectors},
+        "vectors": {v.trait: digest(v.directions.numpy().tobytes()) for v in space.vectors},
         "pooling": pooling,
         "layer": layer,
         "roles": None if roles is None else read_json(roles.path / "run.json")["arguments"],

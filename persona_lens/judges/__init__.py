@@ -10,6 +10,7 @@ from persona_lens.judges.judge import (
     default_judge,
     default_outside,
     default_role_judge,
+    judged,
     scripted,
 )
 from persona_lens.judges.oracle import oracle, outside_pocket_world, role_oracle
@@ -24,6 +25,7 @@ __all__ = [
     "default_judge",
     "default_outside",
     "default_role_judge",
+    "judged",
     "oracle",
     "outside_pocket_world",
     "role_oracle",

@@ -76,6 +76,21 @@ class Judge(Protocol):
     def __call__(self, trait: Trait, answers: Sequence[Judged], /) -> list[Score]: ...
 
 
+def judged(judge: Judge, trait: Trait, answers: Sequence[Judged]) -> list[Score]:
+    """A judge's scores, one per answer.
+
+    Raises:
+        PersonaLensError: it returned another number.
+    """
+    scores = judge(trait, answers)
+    if len(scores) != len(answers):
+        raise PersonaLensError(
+            f"judge {judge.name!r} returned {len(scores)} scores for {len(answers)} answers: "
+            "it must return one per answer, in order"
+        )
+    return scores
+
+
 @dataclass(frozen=True)
 class _Scripted:
     name: str

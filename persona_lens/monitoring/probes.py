@@ -1,6 +1,5 @@
 """What a monitor reads: a direction at a layer. A projection is <h, v> / ||v||, in residual-stream units."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, cast
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from persona_lens.errors import LineageError, MonitoringError
 from persona_lens.models import ChatModel
+from persona_lens.store import digest
 from persona_lens.vectors import PersonaVectors, hook_name
 
 ANY: Final = "any"
@@ -37,8 +37,8 @@ class Probe:
     @property
     def identity(self) -> dict[str, Any]:
         """What makes two probes the same: name, layer, and a digest of the direction."""
-        digest = hashlib.sha256(self.unit.detach().cpu().float().numpy().tobytes()).hexdigest()[:16]
-        return {"name": self.name, "layer": self.layer, "direction": digest}
+        direction = digest(self.unit.detach().cpu().float().numpy().tobytes())
+        return {"name": self.name, "layer": self.layer, "direction": direction}
 
 
 Probed = PersonaVectors | Probe  # vectors stand for their most reliable layer

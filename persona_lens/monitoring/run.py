@@ -5,7 +5,6 @@ the reason.
 """
 
 import csv
-import hashlib
 import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,7 +27,7 @@ from persona_lens.monitoring.reading import THINKING, Part, Reading, Rendered, T
 from persona_lens.monitoring.transcripts import Transcript, Transcripts
 from persona_lens.progress import Progress, progress_bars
 from persona_lens.records import encoded
-from persona_lens.store import RunFolder, read_json, read_jsonl, require_finished, write_atomically, write_json
+from persona_lens.store import RunFolder, digest, read_json, read_jsonl, require_finished, write_atomically, write_json
 
 CHUNK_CHATS: Final = 64
 SHOWN: Final = 3  # chats that are kept token by token
@@ -163,9 +162,9 @@ def monitor_chats(
     place = Path(out) if out else Path("runs") / f"monitor-{transcripts.path.stem}"
     arguments = {
         "chats": str(transcripts.path),
-        "content": _digest([[c.name, list(c.messages)] for c in transcripts.chats]),
+        "content": digest(json.dumps([[c.name, list(c.messages)] for c in transcripts.chats])),
         "probes": [p.identity for p in probes],
-        "calibration": None if calibration is None else _digest(calibration.neutral.tolist()),
+        "calibration": None if calibration is None else digest(calibration.neutral.tobytes()),
         "rate": rate,
         "thinking": thinking,
     }
@@ -332,17 +331,39 @@ def _rows(chat: WatchedChat, probes: Sequence[Probe], observed: str | None, alar
                 yield [chat.name, turn + 1, role, tokens, p.name, p.layer, f"{values[k]:.6g}", *against]
 
 
+def values_of(chat: WatchedChat) -> Float[np.ndarray, "turn probe"]:
+    """What is told of a chat: its scores, without a calibration the projections of its answers."""
+    return chat.readings.answer if chat.scores is None else chat.scores
+
+
+def peaks(chats: Sequence[WatchedChat]) -> Float[np.ndarray, "chat probe"]:
+    """How far up each chat goes on each probe; -inf where nothing was read.
+
+    In standard deviations of neutral answers, without a calibration in those of these chats' own answers: so probes compare.
+    """
+    found = np.stack([np.nanmax(values_of(c), axis=0, initial=-np.inf) for c in chats])
+    if chats[0].scores is not None:
+        return found
+    answers = np.concatenate([values_of(c) for c in chats])
+    known = np.isfinite(answers)
+    n = np.maximum(known.sum(0), 1)
+    mean = np.where(known, answers, 0.0).sum(0) / n
+    spread = np.sqrt((np.where(known, answers - mean, 0.0) ** 2).sum(0) / n)
+    return (found - mean) / np.where(spread > 0, spread, 1.0)
+
+
+def standing_out(chats: Sequence[WatchedChat]) -> list[WatchedChat]:
+    """Those with the highest peak on any probe first."""
+    return [chats[i] for i in np.argsort(-peaks(chats).max(1), kind="stable")]
+
+
 def _keep_shown(path: Path, watch: _Watch, watched: Sequence[WatchedChat], chats: Sequence[Transcript]) -> None:
     """The chats that stand out most, token by token."""
     if path.exists():
         return
 
-    def peak(chat: WatchedChat) -> float:
-        values = chat.readings.answer if chat.scores is None else chat.scores
-        return float(np.nanmax(values, initial=-np.inf))
-
-    names = [c.name for c in sorted(watched, key=peak, reverse=True)[:SHOWN]]
-    chosen = [next(c for c in chats if c.name == name) for name in names]
+    by_name = {c.name: c for c in chats}
+    chosen = [by_name[c.name] for c in standing_out(watched)[:SHOWN]]
     rendered = [render(watch.model, c.name, c.messages, thinking=watch.thinking) for c in chosen]
     lines = [
         json.dumps(
@@ -359,7 +380,3 @@ def _keep_shown(path: Path, watch: _Watch, watched: Sequence[WatchedChat], chats
     ]
     text = "".join(f"{line}\n" for line in lines).encode("utf-8")
     write_atomically(path, lambda temporary: Path(temporary).write_bytes(text))
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]

@@ -5,7 +5,6 @@ examples), every evaluation question under each, ten answers to each. The layer 
 are about the others; what every layer gives on all of them is told as a description.
 """
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -19,10 +18,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from persona_lens.activations import Span, pool
-from persona_lens.errors import MonitoringError, PersonaLensError
+from persona_lens.errors import MonitoringError
 from persona_lens.extraction import ExtractionRun
 from persona_lens.extraction.run import read_rollouts, read_scores, read_tensors
-from persona_lens.judges import Judge, Judged, default_judge
+from persona_lens.judges import Judge, Judged, default_judge, judged
 from persona_lens.models import ChatModel, Sampling
 from persona_lens.monitoring.baselines import length_baseline, text_baseline
 from persona_lens.monitoring.content import Embedding
@@ -41,7 +40,7 @@ from persona_lens.prompts import Prompt, extraction_prompts, graded_system_promp
 from persona_lens.records import decoded, encoded
 from persona_lens.reliability import MINIMUM_QUESTIONS
 from persona_lens.sampling import DEFAULT_BATCH_ROWS, Row, sample
-from persona_lens.store import RunFolder, read_json, require_finished, write_atomically, write_json
+from persona_lens.store import RunFolder, digest, read_json, require_finished, write_atomically, write_json
 from persona_lens.traits import Trait, load_trait, read_trait
 from persona_lens.vectors import PersonaVectors
 
@@ -204,7 +203,7 @@ def predict(
     told = {"trait": trait.model_dump_json(by_alias=True), "conditions": [asdict(c) for c in conditions]}
     arguments = {
         "trait": trait.name,
-        "content": hashlib.sha256(str(told).encode()).hexdigest()[:16],
+        "content": digest(str(told)),
         "judge": judge.name,
         "settings": asdict(settings),
     }
@@ -310,9 +309,7 @@ class _Study:
 
         def scored(chunk: range) -> list[dict[str, Any]]:
             asked = [Judged(rows[i][0].user, rollouts[i].text) for i in chunk]
-            scores = self.judge(self.trait, asked)
-            if len(scores) != len(asked):
-                raise PersonaLensError(f"judge {self.judge.name!r} returned {len(scores)} scores for {len(asked)} answers")
+            scores = judged(self.judge, self.trait, asked)
             return [{"key": rollouts[i].key, **score.as_dict()} for i, score in zip(chunk, scores, strict=True)]
 
         fill("scores.jsonl", "scores", scored)

@@ -20,8 +20,6 @@ from persona_lens.figures.monitoring import (
     SAID,
     alarming,
     is_vector,
-    peaks,
-    standing_out,
     threshold,
     told,
     values_of,
@@ -30,7 +28,7 @@ from persona_lens.figures.monitoring import (
 from persona_lens.monitoring.calibration import Calibration
 from persona_lens.monitoring.prediction import Advantage, Skill
 from persona_lens.monitoring.rendering import Scale, html_of, scale_of, visible
-from persona_lens.monitoring.run import STATISTICS, MonitorRun, Verdict, WatchedChat
+from persona_lens.monitoring.run import STATISTICS, MonitorRun, Verdict, WatchedChat, peaks, standing_out
 from persona_lens.monitoring.study import Prediction, PredictionRun
 from persona_lens.reports.page import image, page, provenance, table
 from persona_lens.store import read_json
@@ -97,8 +95,13 @@ def _share(k: int, n: int) -> str:
 
 def _p_neutral(k: int, n: int, rate: float, calibrating: int) -> float:
     """P(k or more of n alarm) if all are exchangeable with the calibrating ones: the threshold is one of these, ranked."""
-    above = calibrating + 1 - math.ceil((calibrating + 1) * (1 - rate) - 1e-9)
-    return float(betabinom.sf(k - 1, n, above, calibrating + 1 - above))
+    return float(betabinom.sf(k - 1, n, *_ranks(calibrating, rate)))
+
+
+def _ranks(calibrating: int, rate: float) -> tuple[int, int]:
+    """How many of the ranks of a new conversation among the calibrating ones alarm, and how many do not."""
+    calm = math.ceil((calibrating + 1) * (1 - rate) - 1e-9)
+    return calibrating + 1 - calm, calm
 
 
 def monitor_page(run: MonitorRun, images: Mapping[str, bytes]) -> str:
@@ -377,9 +380,7 @@ def _realised(calibration: Calibration, rate: float) -> list[tuple[float, float]
     """Between what the realised rate per conversation lies in 95 % of calibrations of this size; empty if they are too few."""
     if threshold(calibration, rate, "conversation") is None:
         return []
-    n = calibration.n
-    above = n + 1 - math.ceil((n + 1) * (1 - rate) - 1e-9)
-    low, high = beta.ppf((0.025, 0.975), above, n + 1 - above)
+    low, high = beta.ppf((0.025, 0.975), *_ranks(calibration.n, rate))
     return [(float(low), float(high))]
 
 

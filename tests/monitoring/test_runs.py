@@ -33,6 +33,7 @@ from persona_lens.monitoring.study import Condition
 from persona_lens.pocket_lab.conversations import changing_chat, drifting_chat, neutral_chat, neutral_script
 from persona_lens.prompts import Prompt, graded_system_prompts
 from persona_lens.sampling import Script, sample
+from persona_lens.steering import add, plan
 from persona_lens.traits import load_trait
 
 FAST = PredictionSettings(samples=1, sampling=Sampling(60))
@@ -104,6 +105,9 @@ def test_a_drift_stands_out(pocket: ChatModel, small_run: ExtractionRun, calibra
     alarmed = [name for name, verdicts in run.record["verdicts"].items() if verdicts[0]["turns"]["highest"]]
     assert len([a for a in alarmed if a.startswith("drift")]) >= 3
     assert run.shown[0].name.startswith("drift")
+    flagged = {name: [int(r["turn"]) for r in table(run.path) if r["chat"] == name and r["alarm"] == "1"] for name in alarmed}
+    assert flagged == {name: run.record["verdicts"][name][0]["answers"] for name in alarmed}
+    assert any(flagged.values())
 
 
 def test_an_interrupted_run_goes_on_and_ends_the_same(
@@ -211,11 +215,18 @@ def test_conditions_that_do_not_fit_are_left_out_and_told(pocket: ChatModel, sma
         predict(pocket, small_run.vectors, [short[0]] * 3, settings=FAST, out=tmp_path / "r")
 
 
-def test_examples_come_before_the_question(pocket: ChatModel) -> None:
+def test_examples_come_before_the_question(pocket: ChatModel, small_run: ExtractionRun) -> None:
     prompt = Prompt("x", "t", "neutral", None, 0, "Be plain.", "What is 3 plus 3?", (("What is 2 plus 2?", "4."),))
     assert [m["role"] for m in prompt.messages] == ["system", "user", "assistant", "user"]
     [rollout] = sample(pocket, [(prompt, 0)], Sampling(20))
     assert rollout.prompt_tokens == len(pocket.render(prompt.messages))
+    touched: dict[str, int] = {}
+    for where in ("response", "responses"):
+        steering = plan(pocket, add(small_run.vectors, 5, 1.0, where=where))
+        with steering.active():
+            sample(pocket, [(prompt, 0)], Sampling(1))
+        touched[where] = steering.receipt.tokens[5]
+    assert touched == {"response": 1, "responses": 1 + 1 + len(pocket.tokenizer("4.")["input_ids"])}
 
 
 def test_graded_prompts_run_from_suppressing_to_promoting() -> None:
