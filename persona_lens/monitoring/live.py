@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from persona_lens.models import ChatModel
+from persona_lens.models import ChatModel, Pass
 from persona_lens.monitoring.probes import LayerProbes, Probed, as_probes, by_layer
 from persona_lens.steering import Unspecified, content_of, reading_calls
 
@@ -57,14 +57,27 @@ class AnswerReading:
 
 @dataclass(frozen=True, eq=False)
 class _Seen:
-    """One forward pass: its tokens, row by row, and their projections."""
+    """One forward pass as it was seen; what its tokens are is worked out when somebody asks.
 
-    rows: Tensor
-    shared: tuple[tuple[int, ...], ...]
-    ids: Tensor
-    real: Tensor
-    kinds: Tensor  # 0 prompt, 1 before, 2 answer
-    values: Tensor
+    Attributes:
+        values: one tensor per layer that is read; `places` are their columns among the probes.
+    """
+
+    ids: Int[Tensor, "batch position"]
+    content: Pass | Unspecified
+    values: tuple[Float[Tensor, "batch position _"], ...]
+    places: tuple[int, ...]
+
+    @property
+    def projections(self) -> Float[Tensor, "batch position probe"]:
+        return torch.cat(self.values, dim=-1)[..., torch.tensor(self.places).argsort()].cpu()
+
+    @property
+    def kinds(self) -> Int[Tensor, "batch position"]:
+        """0 prompt, 1 before, 2 answer; all prompt in a full pass of the user's own, where nobody says where an answer begins."""
+        if isinstance(self.content, Unspecified):
+            return torch.zeros_like(self.ids).cpu()
+        return torch.where(self.content.prompt, torch.where(self.content.response, 1, 0), 2).cpu()
 
 
 class Monitor:
@@ -142,23 +155,22 @@ def monitor(
     probes = as_probes(model, vectors)
     watch = Monitor(model, tuple(p.name for p in probes))
     layers = by_layer(model, probes)
-    running: dict[str, Tensor] = {}
+    places = tuple(i for x in layers for i in x.places)
+    ids: list[Tensor] = []  # of the running pass
+    values: list[Tensor] = []
 
     def given(module: Any, args: Any, kwargs: dict[str, Any]) -> None:  # noqa: ARG001
-        running["ids"] = kwargs["input_ids"] if kwargs.get("input_ids") is not None else args[0]
-        running["values"] = torch.zeros(*running["ids"].shape, len(probes), device=model.device)
+        ids[:] = [kwargs["input_ids"] if kwargs.get("input_ids") is not None else args[0]]
+        values.clear()
 
     def project(probes: LayerProbes) -> Any:
-        places = list(probes.places)
-
         def hook(residual: Tensor, hook: Any) -> None:  # noqa: ARG001
-            with torch.inference_mode():
-                running["values"][..., places] = residual.float() @ probes.directions
+            values.append(residual.detach().float() @ probes.directions)
 
         return hook
 
     def passed(module: Any, args: Any, output: Any) -> None:  # noqa: ARG001
-        seen = _seen(running["ids"], running["values"])
+        seen = _Seen(ids[0], content_of(ids[0]), tuple(values), places)
         watch.update(seen)
         if each_token is not None:
             for reading in _told(seen, watch.probes):
@@ -172,19 +184,12 @@ def monitor(
         yield watch
 
 
-def _seen(ids: Tensor, values: Tensor) -> _Seen:
-    content = content_of(ids)
-    if isinstance(content, Unspecified):  # a full pass of the user's own: where an answer begins is not known
-        return _Seen(content.rows, (), ids, content.real, torch.zeros_like(ids), values)
-    kinds = torch.where(content.prompt, torch.where(content.response, 1, 0), 2)
-    return _Seen(content.rows, content.shared, ids, content.real, kinds, values)
-
-
 def _by_token(seen: _Seen) -> Generator[tuple[int, int, int, Tensor]]:
     """Row, token, kind and values of every real token; a row of a shared prefill once for each row it stands for."""
-    ids, real, kinds, values = (x.cpu() for x in (seen.ids, seen.real, seen.kinds, seen.values))
-    for place, row in enumerate(seen.rows.tolist()):
-        for name in seen.shared[place] if seen.shared else (row,):
+    ids, real, kinds, values = seen.ids.cpu(), seen.content.real.cpu(), seen.kinds, seen.projections
+    shared = () if isinstance(seen.content, Unspecified) else seen.content.shared
+    for place, row in enumerate(seen.content.rows.tolist()):
+        for name in shared[place] if shared else (row,):
             for position in real[place].nonzero().squeeze(-1).tolist():
                 yield name, int(ids[place, position]), int(kinds[place, position]), values[place, position]
 
