@@ -72,11 +72,14 @@ class _Watch:
         import numpy as np
 
         from persona_lens.monitoring import content_of_messages
+        from persona_lens.monitoring.reading import answer_means, thinking_of
 
         settings = self.calibration.settings
         content = content_of_messages(self.model, [message], self.probes, settings.content, None)[message]
-        values = reading.values.mean(0) if settings.observed == "answer" else reading.before
-        self.scores.append(self.calibration.expectation.scores(values.double().cpu().numpy(), content))
+        values = reading.values.double().numpy()
+        means, _ = answer_means(values, thinking_of(self.model, reading.ids, settings.thinking))
+        observed = means if settings.observed == "answer" else reading.before.double().numpy()
+        self.scores.append(self.calibration.expectation.scores(observed, content))
         scores = np.stack(self.scores)
         alarms = self.calibration.alarms(scores, self.rate)
         shares = self.calibration.percentiles(scores)[-1]
@@ -95,6 +98,7 @@ class _Session:
 
     model: "ChatModel"
     vectors: dict[str, "PersonaVectors"]
+    probes: "tuple[Probe, ...]"
     seed: int
     max_new_tokens: int
     where: str = "response"
@@ -122,20 +126,20 @@ class _Session:
         with steer(self.model, *self.interventions()):
             draws = np.stack([uniforms(self.seed, f"chat#{self.turns}", self.max_new_tokens)])
             sampling, earlier = Sampling(self.max_new_tokens), lambda: [dialogue(self.model, turns).answers]
-            with monitor(self.model, list(self.vectors.values()), live.passed) as seen:
+            with monitor(self.model, self.probes, live.passed) as seen:
                 [found] = generate_tokens(self.model, [ids], draws, sampling, earlier=earlier)
         live.show(found.token_ids)
         [reading] = seen.answers
         self.messages = [*turns, {"role": "assistant", "content": self.model.decode(found.token_ids)}]
         self.turns += 1
-        if not reading.ids:
-            return "(no answer)" if not found.token_ids else ""
-        means = reading.values.mean(0).tolist()
-        shown = [
-            f"{trait} {mean:+.2f} {_bars(reading.values[:, k].tolist())}"
-            for k, (trait, mean) in enumerate(zip(self.vectors, means, strict=True))
-        ]
-        lines = [f"\n    [projection: {', '.join(shown)}]"]
+        lines = [] if found.token_ids else ["(no answer)"]
+        if reading.ids:
+            means = reading.values.mean(0).tolist()
+            shown = [
+                f"{p.name} {mean:+.2f} {_bars(reading.values[:, k].tolist())}"
+                for k, (p, mean) in enumerate(zip(self.probes, means, strict=True))
+            ]
+            lines.append(f"\n    [projection: {', '.join(shown)}]")
         return "\n".join([*lines, self.watch.turn(text, reading)] if self.watch else lines)
 
     def begin(self, messages: list[dict[str, str]]) -> str:
@@ -149,7 +153,8 @@ class _Session:
         """What a line that begins with a slash does; None ends the session."""
         from persona_lens.errors import SteeringError, UnknownNameError
 
-        name, *words = shlex.split(line)
+        name, _, rest = line.strip().partition(" ")
+        words = rest.split() if name == "/system" else shlex.split(rest)
         match name, words:
             case "/quit", _:
                 return None
@@ -166,7 +171,7 @@ class _Session:
                 self.doses[trait] = dose
                 return self._steering()
             case "/system", _:
-                return self.begin([{"role": "system", "content": " ".join(words)}] if words else [])
+                return self.begin([{"role": "system", "content": rest.strip()}] if words else [])
             case "/new", []:
                 return self.begin([m for m in self.messages if m["role"] == "system"])
             case "/show", []:
@@ -178,11 +183,14 @@ class _Session:
         return "\n".join(str(x) for x in self.interventions() if x.dose) or "unsteered"
 
 
-def _watch(model: "ChatModel", vectors: "Sequence[PersonaVectors]", path: Path, rate: float) -> _Watch:
+def _watch(model: "ChatModel", probes: "tuple[Probe, ...]", path: Path, rate: float) -> _Watch:
     """Alarms by a stored calibration, checked before the conversation begins."""
-    from persona_lens.monitoring import as_probes, load_calibration
+    from persona_lens.errors import MonitoringError
+    from persona_lens.monitoring import load_calibration
 
-    calibration, probes = load_calibration(path), as_probes(model, vectors)
+    calibration = load_calibration(path)
+    if calibration.settings.content == "embedding":
+        raise MonitoringError(f"{path} holds content by an embedding, which the command line does not have: calibrate without one")
     if note := calibration.require(model, probes):
         typer.echo(f"note: {note}")
     calibration.require_enough(rate)
@@ -195,6 +203,7 @@ def chat(
     system: Annotated[str | None, typer.Option(help="System prompt.")] = None,
     where: Annotated[str, typer.Option(help="everywhere, prompt, response, or responses (of every turn).")] = "response",
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 200,
+    layer: Annotated[int | None, typer.Option(help="Where vectors are read. Default: each at its most reliable layer.")] = None,
     calibration: Annotated[Path | None, typer.Option(help="Folder of `monitor calibrate` for these vectors: alarms.")] = None,
     rate: Annotated[float, typer.Option(help="False-positive rate of alarms, per answer and per conversation.")] = 0.05,
     seed: Seed = 0,
@@ -206,13 +215,15 @@ def chat(
     """
     from persona_lens.errors import PersonaLensError
     from persona_lens.models import load_model
+    from persona_lens.monitoring import as_probes, probe
 
     loaded = {v.trait: v for v in map(vectors_of, vectors)}
     chat_model = load_model(model, device=device)
     for v in loaded.values():
         v.require_lineage(chat_model.fingerprint.lineage)
-    watch = _watch(chat_model, list(loaded.values()), calibration, rate) if calibration else None
-    session = _Session(chat_model, loaded, seed, max_new_tokens, where, watch)
+    probes = as_probes(chat_model, [probe(v, layer) for v in loaded.values()])
+    watch = _watch(chat_model, probes, calibration, rate) if calibration else None
+    session = _Session(chat_model, loaded, probes, seed, max_new_tokens, where, watch)
     if system:
         session.messages = [{"role": "system", "content": system}]
     typer.echo(f"{session.model.name} with {', '.join(loaded)}. {HELP}")

@@ -49,6 +49,7 @@ app = typer.Typer(cls=_Monitor, no_args_is_help=True, rich_markup_mode=None, hel
 Vectors = Annotated[
     list[Path], typer.Option("--vectors", help="Run folders of extractions, or vectors.safetensors files: one or several.")
 ]
+Thinking = Annotated[str, typer.Option(help='Tags between which answers think, reported apart; "" where text is text.')]
 Layer = Annotated[int | None, typer.Option(help="Where all vectors are read. Default: each at its most reliable layer.")]
 
 
@@ -60,9 +61,7 @@ def chats(
         Path | None, typer.Option(help="Folder of `monitor calibrate`; without one there are no alarms.")
     ] = None,
     rate: Annotated[float, typer.Option(help="False-positive rate of alarms, per answer and per conversation.")] = 0.05,
-    thinking: Annotated[
-        str, typer.Option(help='Tags between which answers think, reported apart; "" where text is text.')
-    ] = "<think> </think>",
+    thinking: Thinking = "<think> </think>",
     layer: Layer = None,
     model: Model = "pocket",
     out: Out = None,
@@ -100,6 +99,7 @@ def calibrate(
     conversations: Annotated[int, typer.Option(min=20, help="How many the model leads itself.")] = 200,
     before: Annotated[bool, typer.Option("--before", help="Alarm on the last prompt token, before the answer.")] = False,
     content: Annotated[bool, typer.Option(help="Hold what the user's message alone makes of the projection.")] = True,
+    thinking: Thinking = "<think> </think>",
     layer: Layer = None,
     model: Model = "pocket",
     seed: Seed = 0,
@@ -119,13 +119,16 @@ def calibrate(
     probes = _probes(vectors, layer)
     given = read_transcripts(transcripts) if transcripts else None
     loaded = load_model(model, device=device)
-    folder = out or Path("runs") / f"calibration-seed{seed}"
+    names = "-".join(p.name for p in probes) if len(probes) <= 3 else f"{len(probes)}-vectors"
+    folder = out or Path("runs") / f"calibration-{names}-seed{seed}"
     neutral: Mapping[str, Sequence[Message]]
     if given is None:
         neutral = _led_by(loaded, conversations, turns, seed, folder.with_name(f"{folder.name}-chats"))
     else:
         neutral = {c.name: c.messages for c in given.chats}
-    settings = CalibrationSettings("before" if before else "answer", turns, "own" if content else "none", seed=seed)
+    settings = CalibrationSettings(
+        "before" if before else "answer", turns, "own" if content else "none", _tags(thinking), seed=seed
+    )
     found = run_calibration(loaded, neutral, probes, out=folder, settings=settings)
     page = report(found)
     lines = [*(_skipped(given, []) if given else []), calibration_verdict(found), f"Report: {page}"]

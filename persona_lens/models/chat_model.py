@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
+from jinja2 import TemplateError
 from torch import Tensor
 
 from persona_lens.models.dialogue import Interval, dialogue
@@ -145,9 +146,15 @@ def rendered_ids(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Messag
     """Token ids of a conversation by the tokenizer's chat template, up to the point where the answer begins.
 
     Templates that show a date are given a fixed one: the same conversation has the same ids on every day.
+
+    Raises:
+        ValueError: the template refuses the conversation (some allow no system prompt).
     """
     conversation = [dict(m) for m in messages]
-    rendered = tokenizer.apply_chat_template(
-        conversation, tokenize=True, add_generation_prompt=not answered, return_dict=True, date_string=TEMPLATE_DATE
-    )
+    try:
+        rendered = tokenizer.apply_chat_template(
+            conversation, tokenize=True, add_generation_prompt=not answered, return_dict=True, date_string=TEMPLATE_DATE
+        )
+    except TemplateError as error:
+        raise ValueError(f"the chat template refuses the conversation: {error}") from error
     return list(cast(Mapping[str, list[int]], rendered)["input_ids"])

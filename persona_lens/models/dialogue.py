@@ -32,11 +32,14 @@ def dialogue(model: "ChatModel", messages: Sequence["Message"]) -> Dialogue:
     """Render a conversation and find its assistant turns.
 
     Raises:
-        ValueError: no messages, an assistant turn without tokens, or a template that rewrites what it rendered before.
+        ValueError: no messages, an assistant turn without tokens or with a stop token in its text, or a template that rewrites
+            what it rendered before.
     """
     if not messages:
         raise ValueError("a conversation needs at least one message")
     turns = [i for i, m in enumerate(messages) if m["role"] == "assistant"]
+    for number, i in enumerate(turns, start=1):
+        _require_no_stop(model, messages[i]["content"], number)
     answered = messages[-1]["role"] == "assistant"
     answers: list[Interval] = []
     prefixes: list[list[int]] = []
@@ -106,6 +109,14 @@ def _rewritten(model: "ChatModel", turn: int) -> str:
         f"the chat template of {model.name} renders the conversation differently after assistant turn {turn}: "
         "its turns cannot be told apart by tokens"
     )
+
+
+def _require_no_stop(model: "ChatModel", text: str, number: int) -> None:
+    """What is written like a stop token would be taken for one, and hide all that follows it."""
+    for token in model.stop_ids:
+        mark = str(model.tokenizer.decode([token], skip_special_tokens=False))
+        if mark and mark in text:
+            raise ValueError(f"assistant turn {number} of the conversation has the stop token {mark!r} in its text")
 
 
 def _answer(model: "ChatModel", ids: Sequence[int], start: int, number: int, *, last: bool) -> Interval:

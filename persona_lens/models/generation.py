@@ -203,8 +203,8 @@ def shared_prefill(
 
         told = None if earlier is None else before
         shared: list[list[int]] = [[] for _ in rows]
-        for place, name in zip(owner.tolist(), names.tolist(), strict=True):
-            shared[place].append(name)
+        for at, name in zip(owner.tolist(), names.tolist(), strict=True):
+            shared[at].append(name)
         with forward_pass(Pass(names[rows], real, real, torch.zeros_like(real), told, tuple(map(tuple, shared)))):
             model.hf(ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1)
         cache.batch_select_indices(owner)

@@ -1,16 +1,18 @@
 """Alarms at a stated false-positive rate: split conformal prediction on neutral conversations.
 
 One half of the neutral conversations fits what is expected of a turn (content adjustment, scale), the other half gives thresholds.
-A threshold per answer is exact for an answer of a new conversation although answers of one conversation go together (hierarchical
-conformal prediction, Lee, Barber and Willett 2023: every conversation weighs the same). A threshold per conversation is for the
-highest score, or the clearest rise, within a stated number of turns: the very statistic that raises the alarm.
+A new conversation like these (exchangeable with them) alarms at most at the stated rate, whatever the scores are distributed like.
+A threshold per answer allows for answers of one conversation going together (hierarchical conformal prediction, Lee, Barber and
+Willett 2023: every conversation weighs the same). A threshold per conversation is for the highest score, or the clearest rise,
+within a stated number of turns: the very statistic that raises the alarm.
 """
 
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 import torch
@@ -18,14 +20,15 @@ from jaxtyping import Bool, Float
 from safetensors.torch import save_file
 from sklearn.linear_model import RidgeCV
 
-from persona_lens.errors import LineageError, MonitoringError
+from persona_lens.errors import LineageError, MonitoringError, RunFolderError
 from persona_lens.extraction.run import read_tensors
 from persona_lens.models import ChatModel, Message
 from persona_lens.monitoring.content import Embedding, content_features
 from persona_lens.monitoring.probes import ANY, Probe, Probed, as_probes
-from persona_lens.monitoring.reading import Rendered, TurnReadings, read_turns, render
-from persona_lens.store import RunFolder, read_json, require_finished, write_atomically, write_json
+from persona_lens.monitoring.reading import THINKING, Rendered, Tags, TurnReadings, read_turns, render
+from persona_lens.store import RunFolder, digest, read_json, require_finished, write_atomically, write_json
 
+LEAST: Final = 20  # usable conversations
 Observed = Literal["answer", "before"]
 Content = Literal["own", "embedding", "none"]
 Statistic = Callable[[Float[np.ndarray, "*conversation turn probe"]], Float[np.ndarray, "*conversation turn probe"]]
@@ -43,6 +46,7 @@ class CalibrationSettings:
     Attributes:
         observed: `answer` (mean over an answer's tokens) or `before` (the last prompt token: an alarm before the answer).
         horizon: turns within which a conversation's alarm has its rate; shorter neutral conversations are left out.
+        thinking: the tags between which answers think, which is not part of what is observed.
         content: what is held constant of the user's message: its `own` projections on all probes, an `embedding`, or `none`.
         fitted: share of the conversations that fit what is expected; the others give the thresholds.
     """
@@ -50,6 +54,7 @@ class CalibrationSettings:
     observed: Observed = "answer"
     horizon: int = 20
     content: Content = "own"
+    thinking: Tags | None = THINKING
     fitted: float = 0.5
     seed: int = 0
 
@@ -91,6 +96,7 @@ class Calibration:
         model: fingerprint of the model that read the neutral conversations.
         neutral: their scores, in standard deviations, of the half that was not fitted. NaN where a turn had nothing to read.
         counts: conversations given, left out by reason, fitted, calibrating.
+        path: where it is kept, if it is.
     """
 
     probes: tuple[Mapping[str, Any], ...]
@@ -100,6 +106,7 @@ class Calibration:
     neutral: Float[np.ndarray, "conversation turn probe"]
     counts: Mapping[str, int]
     path: Path | None = None
+    _limits: dict[Any, np.ndarray] = field(default_factory=dict[Any, np.ndarray], init=False, repr=False)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -111,7 +118,7 @@ class Calibration:
         """Raise unless the calibration is for these probes and this lineage.
 
         Returns:
-            What to say where the model has other weights than the one that was calibrated; None where it has the same.
+            What to say where the model has other weights (or another dtype) than the one that was calibrated; else None.
 
         Raises:
             LineageError: it was made on a model of another lineage.
@@ -129,11 +136,12 @@ class Calibration:
                 f"the calibration is for {calibrated}, not for {', '.join(f'{p.name} at layer {p.layer}' for p in probes)} "
                 "(name, layer and direction must agree, in this order): calibrate again with these vectors"
             )
-        if self.model["weights"] == model.fingerprint.weights:
+        other = [what for what in ("weights", "dtype") if self.model[what] != getattr(model.fingerprint, what)]
+        if not other:
             return None
         return (
-            f"calibrated on {self.model['name']} with other weights (this model is {model.name}): rates are those of neutral "
-            "conversations there, and a shift of this model's neutral answers counts as an alarm"
+            f"calibrated on {self.model['name']} with other {' and '.join(other)} (this model is {model.name}): rates are those of "
+            "neutral conversations there, and a shift of this model's neutral answers counts as an alarm"
         )
 
     def scores(
@@ -156,7 +164,7 @@ class Calibration:
         if scores.shape[-1] == 1:
             return scores
         best = np.where(np.isnan(scores), -np.inf, scores / self.expectation.reach).max(-1, keepdims=True)
-        return np.concatenate([scores, np.where(np.isneginf(best), np.nan, best)], axis=-1)
+        return np.concatenate([scores, np.where(np.isnan(scores).all(-1, keepdims=True), np.nan, best)], axis=-1)
 
     def threshold(self, rate: float, per: Literal["answer", "conversation"], statistic: Statistic = highest) -> np.ndarray:
         """The score that a share `rate` of neutral answers, or of neutral conversations within the horizon, exceeds; by name.
@@ -165,9 +173,14 @@ class Calibration:
             MonitoringError: too few neutral conversations for this rate (says how many are needed).
         """
         self.require_enough(rate)
-        if per == "conversation":
-            return conformal_quantile(self.with_any(statistic(self.neutral))[:, -1], rate)
-        return grouped_quantile(self.with_any(self.neutral), rate)
+        key = (rate, per, statistic if per == "conversation" else None)
+        if key not in self._limits:
+            self._limits[key] = (
+                conformal_quantile(self.with_any(statistic(self.neutral))[:, -1], rate)
+                if per == "conversation"
+                else grouped_quantile(self.with_any(self.neutral), rate)
+            )
+        return self._limits[key]
 
     def require_enough(self, rate: float) -> None:
         """Raise unless an alarm at this rate is possible.
@@ -196,12 +209,13 @@ class Calibration:
         return found
 
     def alarms(self, scores: Float[np.ndarray, "turn probe"], rate: float, statistic: Statistic = highest) -> "Alarms":
-        """Which answers alarm, and at which turn the conversation does (within the horizon).
+        """Which answers alarm, and at which turn the conversation does, within the horizon: later turns have no calibrated rate.
 
         Raises:
             MonitoringError: too few neutral conversations for this rate.
         """
         answers = self.with_any(scores) > self.threshold(rate, "answer")
+        answers[self.settings.horizon :] = False
         path = self.with_any(statistic(scores[: self.settings.horizon]))
         crossed = path > self.threshold(rate, "conversation", statistic)
         first = [int(c.argmax()) + 1 if c.any() else None for c in crossed.T]
@@ -214,9 +228,10 @@ class Alarms:
 
     Attributes:
         names: the probes, and `any` behind several.
-        answers: which answers alarm; of neutral answers, a share `rate` does.
-        turns: the turn (from 1) at which the conversation alarms, by name; of neutral conversations, a share `rate` does at any
-            turn within the horizon.
+        answers: which answers alarm; of answers drawn from the first `horizon` turns of neutral conversations, at most a share
+            `rate` does (early turns may alarm less often than late ones).
+        turns: the turn (from 1) at which the conversation alarms, by name; of neutral conversations, at most a share `rate` does
+            at any turn within the horizon.
     """
 
     rate: float
@@ -274,15 +289,16 @@ def calibrate(
             f"content={settings.content!r} {'needs' if embed is None else 'does not use'} an embedding: pass embed="
         )
     probes = as_probes(model, vectors)
-    usable, counts = _usable(model, conversations, settings.horizon)
-    if len(usable) < 20:
-        raise MonitoringError(
-            f"{len(usable)} of {len(conversations)} conversations have {settings.horizon} answers that can be read, at least 20 "
-            "are needed (and 1 / rate calibrating ones): give more or longer ones, or a shorter horizon"
-        )
+    usable, counts, reason = _usable(model, conversations, settings)
+    _require_usable(len(usable), len(conversations), settings, reason)
+    folder = None if out is None else _folder(Path(out), model, conversations, probes, settings)
     values, features = _observed(model, usable, conversations, probes, settings, embed)
-    order = np.random.default_rng(settings.seed).permutation(len(usable))
-    n_fitted = min(max(round(settings.fitted * len(usable)), 1), len(usable) - 1)
+    read = np.isfinite(features).reshape(len(features), -1).all(1) & np.isfinite(values).any(1).all(-1)
+    counts["nothing to read"] = int((~read).sum())
+    _require_usable(int(read.sum()), len(conversations), settings, "a message or all answers without tokens of their own")
+    values, features = values[read], features[read]
+    order = np.random.default_rng(settings.seed).permutation(len(values))
+    n_fitted = min(max(round(settings.fitted * len(values)), 2), len(values) - 1)
     fitted, kept = order[:n_fitted], order[n_fitted:]
     expectation = expect(values[fitted], features[fitted])
     found = Calibration(
@@ -292,29 +308,41 @@ def calibrate(
         expectation,
         expectation.scores(values[kept], features[kept]),
         {**counts, "fitted": len(fitted), "calibrating": len(kept)},
-        None if out is None else Path(out),
+        None if folder is None else folder.path,
     )
-    if found.path is not None:
-        _save(found, found.path, sorted(conversations))
+    if folder is not None:
+        _save(found, folder)
     return found
 
 
+def _require_usable(n: int, given: int, settings: CalibrationSettings, reason: str) -> None:
+    if n < LEAST:
+        because = f" (the first that has not: {reason})" if reason else ""
+        raise MonitoringError(
+            f"{n} of {given} conversations have {settings.horizon} answers that can be read{because}, at least {LEAST} are needed "
+            "(and 1 / rate calibrating ones): give more or longer ones, or a shorter horizon"
+        )
+
+
 def _usable(
-    model: ChatModel, conversations: Mapping[str, Sequence[Message]], horizon: int
-) -> tuple[list[Rendered], dict[str, int]]:
-    """Conversations with `horizon` answers, cut there, in the order of their names; and counts of the others."""
+    model: ChatModel, conversations: Mapping[str, Sequence[Message]], settings: CalibrationSettings
+) -> tuple[list[Rendered], dict[str, int], str]:
+    """Conversations with enough answers, cut at the horizon, by name; counts of the others, and why the first is left out."""
     found: list[Rendered] = []
+    reason = ""
     counts = {"given": len(conversations), "too short": 0, "unreadable": 0}
     for name in sorted(conversations):
-        messages = _cut(conversations[name], horizon)
+        messages = _cut(conversations[name], settings.horizon)
         if messages is None:
             counts["too short"] += 1
+            reason = reason or f"{name} is too short"
             continue
         try:
-            found.append(render(model, name, messages))
-        except ValueError:
+            found.append(render(model, name, messages, thinking=settings.thinking))
+        except ValueError as error:
             counts["unreadable"] += 1
-    return found, counts
+            reason = reason or f"{name}: {error}"
+    return found, counts, reason
 
 
 def _cut(messages: Sequence[Message], horizon: int) -> Sequence[Message] | None:
@@ -382,21 +410,28 @@ def expect(
     return Expectation(weights, intercept, scale, reach, explained)
 
 
-def _save(found: Calibration, out: Path, names: Sequence[str]) -> None:
-    arguments = {"settings": vars(found.settings), "probes": list(found.probes), "conversations": len(names)}
-    folder = RunFolder.open(out, command="calibrate", arguments=arguments, model=found.model)
+def _folder(
+    out: Path,
+    model: ChatModel,
+    conversations: Mapping[str, Sequence[Message]],
+    probes: Sequence[Probe],
+    settings: CalibrationSettings,
+) -> RunFolder:
+    """Where a calibration is kept, opened before anything is read."""
+    said = json.dumps([[name, [[m["role"], m["content"]] for m in conversations[name]]] for name in sorted(conversations)])
+    arguments = {"settings": vars(settings), "probes": [p.identity for p in probes], "conversations": digest(said)}
+    return RunFolder.open(out, command="calibrate", arguments=arguments, model=model.fingerprint.as_dict())
+
+
+def _save(found: Calibration, folder: RunFolder) -> None:
     e = found.expectation
-    tensors = {
-        "weights": e.weights,
-        "intercept": e.intercept,
-        "scale": e.scale,
-        "reach": e.reach,
-        "explained": e.explained,
-        "neutral": found.neutral,
-    }
+    tensors = {**{name: getattr(e, name) for name in _EXPECTED}, "neutral": found.neutral}
     packed = {k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in tensors.items()}
     write_atomically(folder.path / "calibration.safetensors", lambda path: save_file(packed, path))
     write_json(folder.path / "calibration.json", {"counts": dict(found.counts)})
+
+
+_EXPECTED: Final = ("weights", "intercept", "scale", "reach", "explained")
 
 
 def load_calibration(path: str | Path) -> Calibration:
@@ -409,12 +444,38 @@ def load_calibration(path: str | Path) -> Calibration:
     require_finished(folder, "calibrate", "calibration.json")
     manifest = read_json(folder / "run.json")
     tensors = {k: v.double().numpy() for k, v in read_tensors(folder / "calibration.safetensors").items()}
-    return Calibration(
-        tuple(manifest["arguments"]["probes"]),
-        manifest["model"],
-        CalibrationSettings(**manifest["arguments"]["settings"]),
-        Expectation(*(tensors[k] for k in ("weights", "intercept", "scale", "reach", "explained"))),
-        tensors["neutral"],
-        read_json(folder / "calibration.json")["counts"],
-        folder,
-    )
+    try:
+        settings = dict(manifest["arguments"]["settings"])
+        settings["thinking"] = tuple(settings["thinking"]) if settings["thinking"] else None
+        model = {key: manifest["model"][key] for key in ("name", "lineage", "weights", "dtype")}
+        probes = manifest["arguments"]["probes"]
+        found = Calibration(
+            tuple({"name": str(p["name"]), "layer": int(p["layer"]), "direction": str(p["direction"])} for p in probes),
+            {**manifest["model"], **model},
+            CalibrationSettings(**settings),
+            Expectation(*(tensors[name] for name in _EXPECTED)),
+            tensors["neutral"],
+            {str(k): int(v) for k, v in read_json(folder / "calibration.json")["counts"].items()},
+            folder,
+        )
+        _check(found)
+    except (KeyError, TypeError, ValueError, AttributeError, MonitoringError) as error:
+        raise RunFolderError(f"{folder} holds a damaged calibration ({error!r}): restore it or calibrate again") from error
+    return found
+
+
+def _check(found: Calibration) -> None:
+    """Raise unless the numbers of a stored calibration fit each other.
+
+    Raises:
+        ValueError: they do not (what and how are named).
+    """
+    e, n = found.expectation, len(found.probes)
+    if not n or found.neutral.ndim != 3 or not len(found.neutral) or found.neutral.shape[1:] != (found.settings.horizon, n):
+        raise ValueError(f"scores of shape {found.neutral.shape} for {n} probes within {found.settings.horizon} turns")
+    for name in _EXPECTED:
+        values = getattr(e, name)
+        if values.shape[:1] != (n,) or values.ndim != (2 if name == "weights" else 1) or not np.isfinite(values).all():
+            raise ValueError(f"{name} of shape {values.shape} for {n} probes, or not finite")
+    if not ((e.scale > 0) & (e.reach > 0)).all() or np.isinf(found.neutral).any() or np.isnan(found.neutral).all(1).any():
+        raise ValueError("a scale that is not positive, or conversations without scores")

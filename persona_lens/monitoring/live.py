@@ -40,8 +40,8 @@ class AnswerReading:
     """One answer while it was decoded.
 
     Attributes:
-        prompt: the tokens before `before`, of this answer's prompt, as far as they passed.
-        before: the last prompt token, from which the answer begins.
+        prompt_ids, prompt: the tokens of this answer's prompt, as far as they passed.
+        before: the last of them, from which the answer begins.
         ids, values: the answer's tokens. The last token of an answer that reached its length limit was never given to the
             model, so it is not among them.
     """
@@ -110,6 +110,7 @@ class Monitor:
                     one.prompt.append(values)
                 elif kind == 1:
                     one.prompt_ids.append(token)
+                    one.prompt.append(values)
                     one.before = values
                     order.append((row, one))
                 elif one.before is not None:

@@ -31,6 +31,10 @@ class Probe:
     lineage: str = ""
     weights: str = ""
 
+    def __post_init__(self) -> None:
+        if not abs(float(self.unit.norm()) - 1.0) < 1e-3:
+            raise MonitoringError(f"the direction of probe {self.name!r} has norm {float(self.unit.norm()):g}, not 1: divide by it")
+
     def __str__(self) -> str:
         return f"{self.name} at {hook_name(self.layer)}"
 

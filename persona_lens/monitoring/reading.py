@@ -54,9 +54,11 @@ class Rendered:
 
     @property
     def span(self) -> Span:
-        """The conversation for a full pass, cut where its last answer begins (a conversation without one: at its end)."""
+        """The conversation for a full pass, cut where its last answer begins; at its end where that is still to come."""
         answers = [(p.start, p.stop) for p in self.parts if p.role == "assistant"]
-        start = answers[-1][0] if answers else len(self.ids)
+        if self.parts[-1].role != "assistant":
+            return Span(self.name, self.ids, (), tuple(answers))
+        start = answers[-1][0]
         return Span(self.name, self.ids[:start], self.ids[start:], tuple(answers[:-1]))
 
 
@@ -114,16 +116,17 @@ def render(model: ChatModel, name: str, messages: Sequence[Message], *, thinking
             (some templates drop earlier thinking).
     """
     _check_order([m["role"] for m in messages])
+    length = len(model.render(messages, answered=messages[-1]["role"] == "assistant"))
+    if model.context and length > model.context:
+        raise ValueError(f"{length} tokens exceed the context of {model.context} tokens of {model.name}")
     whole, spans = message_spans(model, messages)
-    if model.context and len(whole.ids) > model.context:
-        raise ValueError(f"{len(whole.ids)} tokens exceed the context of {model.context} tokens of {model.name}")
     parts: list[Part] = []
     turn = 0
     for message, (start, stop) in zip(messages, spans, strict=True):
         role = cast(Role, message["role"])
         turn += role == "user"
-        thought = _thinking(model, whole.ids, start, stop, thinking) if thinking and thinking[0] in message["content"] else None
-        parts.append(Part(turn, role, start, stop, thought if role == "assistant" else None))
+        thought = thinking_of(model, whole.ids[start:stop], thinking) if role == "assistant" else None
+        parts.append(Part(turn, role, start, stop, thought and (start + thought[0], start + thought[1])))
     return Rendered(name, whole.ids, tuple(parts))
 
 
@@ -137,29 +140,34 @@ def _check_order(roles: Sequence[str]) -> None:
         raise ValueError("no assistant turn")
 
 
-def _thinking(model: ChatModel, ids: Sequence[int], start: int, stop: int, tags: Tags) -> Interval | None:
-    """The tokens of [start, stop) from the opening tag to the closing one (or the end), by their own text."""
-    texts = token_texts(model, ids[start:stop])
-    text, edges = "".join(texts), np.cumsum([0, *map(len, texts)])
-    opening = text.find(tags[0])
-    if opening < 0:
+def thinking_of(model: ChatModel, answer: Sequence[int], tags: Tags | None) -> Interval | None:
+    """The tokens of an answer from the opening tag to the closing one, by their own text.
+
+    An answer that only closes was opened by its prompt, one that only opens has not finished thinking.
+    """
+    if tags is None or not any(tag in _text(model, answer) for tag in tags):
         return None
-    closing = text.find(tags[1], opening)
+    texts = token_texts(model, answer)
+    text, edges = "".join(texts), np.cumsum([0, *map(len, texts)])
+    opening, closing = text.find(tags[0]), text.find(tags[1])
+    if closing >= 0 and not 0 <= opening < closing:
+        opening = 0
     last = len(text) if closing < 0 else closing + len(tags[1])
     inside = [i for i in range(len(texts)) if edges[i] < last and edges[i + 1] > opening]
-    return start + inside[0], start + inside[-1] + 1
+    return inside[0], inside[-1] + 1
+
+
+def _text(model: ChatModel, ids: Sequence[int]) -> str:
+    return cast(str, model.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
 
 def token_texts(model: ChatModel, ids: Sequence[int]) -> list[str]:
     """The text that each token adds to those before it; a character that spans several tokens is told with the last of them."""
 
-    def text_of(piece: Sequence[int]) -> str:
-        return cast(str, model.tokenizer.decode(list(piece), skip_special_tokens=False, clean_up_tokenization_spaces=False))
-
     texts: list[str] = []
     known, told = 0, 0  # tokens [known, told) are the context that the next ones are decoded in
     for i in range(len(ids)):
-        before, after = text_of(ids[known:told]), text_of(ids[known : i + 1])
+        before, after = _text(model, ids[known:told]), _text(model, ids[known : i + 1])
         whole = not after.endswith("\ufffd") or i + 1 - told >= 4 or i + 1 == len(ids)
         texts.append(after[len(before) :] if whole else "")
         if whole:
@@ -223,11 +231,18 @@ def turn_means(conversation: Rendered, probes: tuple[str, ...], values: Float[np
             if part == conversation.parts[-1]:  # a message that is not answered yet
                 before[row] = values[-1]
         elif part.role == "assistant":
-            first, last = part.thinking or (part.start, part.start)
+            thought = part.thinking and (part.thinking[0] - part.start, part.thinking[1] - part.start)
             before[row] = values[part.start - 1]
-            thinking[row] = _mean(values[first:last])
-            answer[row] = _mean(np.concatenate([values[part.start : first], values[last : part.stop]]))
+            answer[row], thinking[row] = answer_means(values[part.start : part.stop], thought)
     return TurnReadings(conversation.name, probes, user, before, answer, thinking)
+
+
+def answer_means(
+    values: Float[np.ndarray, "position probe"], thinking: Interval | None
+) -> tuple[Float[np.ndarray, " probe"], Float[np.ndarray, " probe"]]:
+    """Means over an answer's tokens without its thinking, and over its thinking; NaN where there are none."""
+    first, last = thinking or (0, 0)
+    return _mean(np.concatenate([values[:first], values[last:]])), _mean(values[first:last])
 
 
 def _mean(values: Float[np.ndarray, "position probe"]) -> Float[np.ndarray, " probe"]:

@@ -24,7 +24,7 @@ from persona_lens.monitoring.content import Embedding
 from persona_lens.monitoring.drift import ChangePoint, Trend, change_point, rise, trend
 from persona_lens.monitoring.probes import Probe, Probed, as_probes
 from persona_lens.monitoring.reading import THINKING, Part, Reading, Rendered, Tags, TurnReadings, read, read_turns, render
-from persona_lens.monitoring.transcripts import Transcript, Transcripts
+from persona_lens.monitoring.transcripts import Transcript, Transcripts, read_transcripts
 from persona_lens.progress import Progress, progress_bars
 from persona_lens.records import encoded
 from persona_lens.store import RunFolder, digest, read_json, read_jsonl, require_finished, write_atomically, write_json
@@ -128,7 +128,7 @@ def load_monitor_run(path: str | Path) -> MonitorRun:
 
 def monitor_chats(
     model: ChatModel,
-    transcripts: Transcripts,
+    transcripts: Transcripts | str | Path,
     vectors: Probed | Sequence[Probed],
     *,
     calibration: Calibration | None = None,
@@ -141,9 +141,10 @@ def monitor_chats(
     """Read chats, and say which of them stand out.
 
     Args:
+        transcripts: chats that were read, or the file that holds them.
         calibration: neutral conversations to compare with (`calibrate`); without one, projections are told and no alarm.
         rate: false-positive rate of the alarms, per answer and per conversation.
-        thinking: the tags between which answers think; that text is reported apart.
+        thinking: the tags between which answers think; that text is reported apart. A calibration must have been made with them.
         embed: the embedding that the calibration holds content by, if it does.
 
     Returns:
@@ -155,10 +156,17 @@ def monitor_chats(
             the model can read.
         LineageError: vectors or a calibration of another lineage.
     """
+    if not isinstance(transcripts, Transcripts):
+        transcripts = read_transcripts(transcripts)
     probes = as_probes(model, vectors)
     note = None if calibration is None else calibration.require(model, probes)
     if calibration is not None:
         calibration.require_enough(rate)
+        if calibration.settings.thinking != thinking:
+            raise MonitoringError(
+                f"the calibration takes thinking to stand between {calibration.settings.thinking}, not {thinking}: read chats with "
+                "the same tags, or calibrate again"
+            )
     place = Path(out) if out else Path("runs") / f"monitor-{transcripts.path.stem}"
     arguments = {
         "chats": str(transcripts.path),
@@ -172,8 +180,9 @@ def monitor_chats(
     with progress_bars(None if progress is None else False) as bars:
         watch = _Watch(model, probes, calibration, thinking, embed, folder)
         watch.fill(transcripts, progress or bars)
-    watched = [_watched(r, watch.names) for r in read_jsonl(folder.path / "chats.jsonl") if "skipped" not in r]
-    unread = [r for r in read_jsonl(folder.path / "chats.jsonl") if "skipped" in r]
+    records = read_jsonl(folder.path / "chats.jsonl")
+    watched = [_watched(r, watch.names) for r in records if "skipped" not in r]
+    unread = [r for r in records if "skipped" in r]
     if not watched:
         first = unread[0]
         raise MonitoringError(
@@ -328,7 +337,12 @@ def _rows(chat: WatchedChat, probes: Sequence[Probe], observed: str | None, alar
                 if field == observed and chat.scores is not None and chat.percentiles is not None:
                     alarm = int(turn + 1 in alarms[p.name])
                     against = [f"{chat.scores[turn, k]:.4f}", f"{chat.percentiles[turn, k]:.2f}", alarm]
-                yield [chat.name, turn + 1, role, tokens, p.name, p.layer, f"{values[k]:.6g}", *against]
+                yield [_cell(chat.name), turn + 1, role, tokens, p.name, p.layer, f"{values[k]:.6g}", *against]
+
+
+def _cell(name: str) -> str:
+    """A name that no spreadsheet takes for a formula."""
+    return f"'{name}" if name[:1] in tuple("=+-@\t\r") else name
 
 
 def values_of(chat: WatchedChat) -> Float[np.ndarray, "turn probe"]:

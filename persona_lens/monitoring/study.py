@@ -17,7 +17,7 @@ from jaxtyping import Float
 from safetensors.torch import save_file
 from torch import Tensor
 
-from persona_lens.activations import Span, pool
+from persona_lens.activations import POOLINGS, Span, pool
 from persona_lens.errors import MonitoringError
 from persona_lens.extraction import ExtractionRun
 from persona_lens.extraction.run import read_rollouts, read_scores, read_tensors
@@ -45,7 +45,7 @@ from persona_lens.traits import Trait, load_trait, read_trait
 from persona_lens.vectors import PersonaVectors
 
 CHUNK_ROWS: Final = 512
-PROMPT_LAST: Final = 2  # its place among the poolings
+PROMPT_LAST: Final = POOLINGS.index("prompt_last")
 SHOTS: Final = (0, 5, 10, 15, 20)
 
 
@@ -180,7 +180,7 @@ def predict(
         conditions: default: the trait's graded system prompts. See also `shot_conditions`.
         trait: default: the shipped trait that the vectors are named after.
         layer: default: the one of the highest r on every other question.
-        others: vectors of other traits, as a control (at the same layer).
+        others: vectors of other traits, as a control (at the same layer); those of the same trait are left out.
         embed: text -> features, for a second text baseline.
 
     Raises:
@@ -188,7 +188,15 @@ def predict(
             layer on one half and report on the other.
         LineageError: vectors of another lineage.
     """
-    vectors.require_lineage(model.fingerprint.lineage)
+    others = [v for v in others if v.trait != vectors.trait]
+    for v in (vectors, *others):
+        v.require_lineage(model.fingerprint.lineage)
+        if (v.n_layers, v.d_model) != (model.n_layers, model.d_model):
+            raise MonitoringError(
+                f"the {v.trait} vector has {v.n_layers} layers x {v.d_model}, {model.name} has {model.n_layers} x {model.d_model}"
+            )
+    if twice := [v.trait for i, v in enumerate(others) if v.trait in [o.trait for o in others[:i]]]:
+        raise MonitoringError(f"two of the other vectors are of {twice[0]!r}: give one")
     trait = trait or load_trait(vectors.trait, model.trait_set)
     conditions = graded_conditions(trait) if conditions is None else list(conditions)
     settings, judge = settings or PredictionSettings(), judge or default_judge(model.trait_set)
@@ -251,7 +259,7 @@ class _Study:
             text_baseline(texts, outcomes, "conditions"),
             *([text_baseline(texts, outcomes, "conditions", embed)] if embed else []),
             length_baseline(lengths, outcomes, "conditions"),
-            *(_predictor(v, residuals, layer) for v in others if v.trait != vectors.trait),
+            *(_predictor(v, residuals, layer) for v in others),
         ]
         told, main = outcomes.of(reported), _predictor(vectors, residuals, layer).of(reported)
         at = residuals[:, reported, layer].double().numpy()

@@ -100,11 +100,11 @@ def read_transcripts(path: str | Path) -> Transcripts:
     return Transcripts(path, tuple(chats), tuple(skipped), unit)
 
 
-def write_transcripts(path: Path, conversations: Iterable[tuple[str, Sequence[Mapping[str, str]]]]) -> None:
+def write_transcripts(path: str | Path, conversations: Iterable[tuple[str, Sequence[Mapping[str, str]]]]) -> None:
     """Write conversations, given as names and messages, as JSONL that `read_transcripts` reads back."""
     records = [{"id": name, "messages": [dict(m) for m in messages]} for name, messages in conversations]
     content = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records).encode("utf-8")
-    write_atomically(path, lambda temporary: Path(temporary).write_bytes(content))
+    write_atomically(Path(path), lambda temporary: Path(temporary).write_bytes(content))
 
 
 def _text(path: Path) -> str:

@@ -57,7 +57,8 @@ def converse(
         within: a context to converse in, for instance a steering context.
 
     Raises:
-        PersonaLensError: a script without messages, or whose first answer does not fit into the context.
+        PersonaLensError: a script without messages, whose first answer does not fit into the context, or which the chat template
+            cannot continue after an answer.
     """
     talks = [_Talk(model, script, sampling) for script in scripts]
     with within or nullcontext():
@@ -90,6 +91,7 @@ class _Talk:
                 f"of {model.context} tokens of {model.name}: shorten it"
             )
         self.length = len(self.ids)
+        self._require_continuable()
 
     def proceed(self, answer: Generated) -> tuple[int, ...] | None:
         """Keep an answer; the tokens up to the next one, or None where the conversation is over."""
@@ -109,6 +111,14 @@ class _Talk:
             return None
         self.messages, self.asked = [*answered, message], self.asked + 1
         return coming
+
+    def _require_continuable(self) -> None:
+        """Raise where the chat template cannot go on after an answer."""
+        if len(self.script.users) > 1:
+            try:
+                continuation(self.model, [*self.messages, {"role": "assistant", "content": "Yes."}], self.messages[-1])
+            except ValueError as error:
+                raise PersonaLensError(f"script {self.script.id!r} cannot be continued: {error}") from error
 
     def _fits(self, tokens: int) -> bool:
         return not self.model.context or tokens + self.sampling.max_new_tokens <= self.model.context

@@ -52,7 +52,8 @@ def test_streaming_equals_offline(pocket: ChatModel) -> None:
         a = found[row]
         given = answer.token_ids if answer.end == "stop" else answer.token_ids[:-1]
         assert (a.prompt_ids, a.ids) == (tuple(prompt), given)
-        streamed = torch.cat([a.prompt, a.before[None], a.values])
+        assert torch.equal(a.before, a.prompt[-1])
+        streamed = torch.cat([a.prompt, a.values])
         offline = forced(pocket, prompt, answer.token_ids)[: len(streamed)]
         assert ((streamed - offline).abs() / offline.norm(dim=-1, keepdim=True)).max() < 1e-4
 

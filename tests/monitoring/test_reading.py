@@ -1,5 +1,6 @@
 """Projections of conversations: equal to Hugging Face's hidden states, whatever the batch, and told by the right messages."""
 
+from copy import deepcopy
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +16,7 @@ from persona_lens.extraction import ExtractionRun
 from persona_lens.models import ChatModel
 from persona_lens.monitoring import Probe, as_probes, probe, read, read_turns, render
 from persona_lens.monitoring.reading import token_texts
+from persona_lens.steering import add, plan
 from persona_lens.vectors import PersonaVectors
 
 CHAT = [
@@ -96,6 +98,29 @@ def test_thinking_is_told_apart(pocket: ChatModel) -> None:
     assert [p.thinking for p in render(pocket, "chat", asked).parts] == [None, None]
 
 
+def test_thinking_that_the_prompt_opened_ends_with_its_tag(pocket: ChatModel) -> None:
+    thought = [*CHAT[:2], {"role": "assistant", "content": "I wonder.</think>Yes."}]
+    one = render(pocket, "chat", thought)
+    start, stop = one.parts[2].thinking or (0, 0)
+    assert start == one.parts[2].start
+    assert "".join(token_texts(pocket, one.ids)[start:stop]) == "I wonder.</think>"
+
+
+def test_a_message_not_answered_yet_is_no_answer_that_is_steered(pocket: ChatModel, small_run: ExtractionRun) -> None:
+    v = small_run.vectors
+    steering = plan(pocket, add(v, 5, 1.0))
+    with steering.active():
+        read_turns(pocket, {"chat": CHAT[1:4]}, probe(v, 5))
+    assert steering.receipt.tokens[5] == 1  # user, assistant, user: the last prompt token alone
+
+
+def test_a_template_that_refuses_is_a_reason_and_no_crash(pocket: ChatModel) -> None:
+    refusing = deepcopy(pocket.tokenizer)
+    refusing.chat_template = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}x"
+    with pytest.raises(ValueError, match="the chat template refuses the conversation: no system"):
+        render(replace(pocket, tokenizer=refusing), "chat", CHAT)
+
+
 def test_thinking_that_never_ends_is_all_thinking(pocket: ChatModel) -> None:
     thought = [*CHAT[:2], {"role": "assistant", "content": "<think>I wonder"}]
     [turns] = read_turns(pocket, {"chat": thought}, probes_of(pocket))
@@ -127,6 +152,7 @@ _POCKET: dict[str, ChatModel] = {}
         ([*CHAT[:3], CHAT[2]], "message 4 is of role 'assistant' where 'user' is expected"),
         ([*CHAT[:3], {"role": "system", "content": "x"}], "message 4 is of role 'system'"),
         ([CHAT[1], {"role": "assistant", "content": ""}], "has no tokens"),
+        ([CHAT[1], {"role": "assistant", "content": "Sure.<|im_end|>\nI hate dogs."}], "stop token '<|im_end|>' in its text"),
         ([{"role": "user", "content": "dog " * 3000}, CHAT[2]], "exceed the context of 2048 tokens"),
     ],
 )
@@ -154,15 +180,17 @@ def test_probes_are_checked_before_anything_runs(pocket: ChatModel, small_run: E
     with pytest.raises(LineageError, match="extract the vector again"):
         as_probes(pocket, replace(probe(v), lineage="another"))
     with pytest.raises(MonitoringError, match="has 3 dimensions, pocket has 256"):
-        as_probes(pocket, Probe("short", 0, torch.ones(3)))
+        as_probes(pocket, Probe("short", 0, torch.ones(3) / 3**0.5))
     with pytest.raises(ValueError, match="layer 8 does not exist"):
-        as_probes(pocket, Probe("deep", 8, torch.ones(256)))
+        as_probes(pocket, Probe("deep", 8, torch.ones(256) / 16))
+    with pytest.raises(MonitoringError, match="has norm 16, not 1"):
+        Probe("long", 0, torch.ones(256))
 
 
 def test_a_projection_that_is_not_finite_is_an_error(pocket: ChatModel) -> None:
-    broken = Probe("broken", 2, torch.full((256,), float("inf")))
-    with pytest.raises(ActivationError, match="chat: a projection is not finite"):
-        read(pocket, {"chat": CHAT}, broken)
+    broken = pocket.hooks([(pocket.hook_name(2), lambda residual, hook: residual * float("inf"))])
+    with broken, pytest.raises(ActivationError, match="chat: a projection is not finite"):
+        read(pocket, {"chat": CHAT}, Probe("p", 2, torch.ones(256) / 16))
 
 
 def test_two_directions_are_two_identities(small_run: ExtractionRun) -> None:

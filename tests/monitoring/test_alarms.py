@@ -1,14 +1,19 @@
 """Alarms keep their promise on fresh conversations, whatever the scores are distributed like, and see what is planted."""
 
+import json
 import math
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 
 from persona_lens.errors import LineageError, MonitoringError, RunFolderError
 from persona_lens.extraction import ExtractionRun
@@ -168,7 +173,7 @@ def test_turns_beyond_the_horizon_raise_no_conversation_alarm() -> None:
     scores[7] = 50.0
     found = calibration.alarms(scores, 0.05)
     assert found.turns == (None,)
-    assert found.answers[7, 0]
+    assert not found.answers.any()
 
 
 def test_percentiles_count_the_neutral_answers_below() -> None:
@@ -247,7 +252,14 @@ def scores_of(model: ChatModel, calibration: Calibration, run: ExtractionRun, ch
 
 
 def test_a_calibration_is_reopened_as_it_was(pocket: ChatModel, small_run: ExtractionRun, calibrated: Calibration) -> None:
-    assert dict(calibrated.counts) == {"given": 42, "too short": 1, "unreadable": 1, "fitted": 20, "calibrating": 20}
+    assert dict(calibrated.counts) == {
+        "given": 42,
+        "too short": 1,
+        "unreadable": 1,
+        "nothing to read": 0,
+        "fitted": 20,
+        "calibrating": 20,
+    }
     assert calibrated.path is not None
     again = load_calibration(calibrated.path)
     assert again.names == ("optimism", "pessimism", "any")
@@ -277,6 +289,54 @@ def test_a_calibration_is_for_its_probes_and_its_lineage(
     assert "calibrated on base with other weights" in (other.require(pocket, probes) or "")
     with pytest.raises(LineageError, match="calibrate again on this model"):
         replace(calibrated, model={**calibrated.model, "lineage": "others"}).require(pocket, probes)
+
+
+def test_a_damaged_calibration_is_one_clear_error(calibrated: Calibration, tmp_path: Path) -> None:
+    """Whatever a stranger's folder holds: no traceback, and no calibration that never alarms."""
+    assert calibrated.path is not None
+
+    def broken(change: Callable[[dict[str, Any], dict[str, torch.Tensor]], None]) -> Path:
+        folder = tmp_path / f"{len(list(tmp_path.iterdir()))}"
+        shutil.copytree(calibrated.path or tmp_path, folder)
+        manifest, tensors = json.loads((folder / "run.json").read_text()), load_file(folder / "calibration.safetensors")
+        change(manifest, tensors)
+        (folder / "run.json").write_text(json.dumps(manifest))
+        save_file(tensors, folder / "calibration.safetensors")
+        return folder
+
+    changes: list[Callable[[dict[str, Any], dict[str, torch.Tensor]], Any]] = [
+        lambda m, t: m["arguments"]["settings"].update(unknown=1),
+        lambda m, t: m["arguments"]["settings"].update(horizon=99),
+        lambda m, t: m["arguments"].pop("probes"),
+        lambda m, t: m["arguments"].update(probes=[]),
+        lambda m, t: m.update(model={}),
+        lambda m, t: t.pop("scale"),
+        lambda m, t: t.update(scale=torch.zeros(2)),
+        lambda m, t: t.update(scale=torch.full((2,), float("nan"))),
+        lambda m, t: t.update(neutral=torch.full((20, 4, 2), float("nan"))),
+        lambda m, t: t.update(neutral=torch.zeros(20, 2)),
+        lambda m, t: t.update(weights=torch.zeros(3)),
+    ]
+    for change in changes:
+        with pytest.raises(RunFolderError, match="holds a damaged calibration"):
+            load_calibration(broken(change))
+    load_calibration(broken(lambda m, t: None))
+
+
+def test_another_set_of_conversations_is_another_calibration(
+    pocket: ChatModel, small_run: ExtractionRun, calibrated: Calibration
+) -> None:
+    other = {f"c{i:02d}": neutral_chat(5, i, turns=4) for i in range(40)}
+    probes = [probe(small_run.vectors, 5), probe(-small_run.vectors, 5, "pessimism")]
+    with pytest.raises(RunFolderError, match="conversations"):
+        calibrate(pocket, other, probes, out=calibrated.path, settings=CalibrationSettings(horizon=4))
+
+
+def test_conversations_with_nothing_to_read_are_left_out_and_counted(pocket: ChatModel, small_run: ExtractionRun) -> None:
+    chats = {f"c{i}": neutral_chat(0, i, turns=2) for i in range(24)}
+    silent = [{"role": role, "content": "<think>Hm." if role == "assistant" else "Hi."} for role in ("user", "assistant") * 2]
+    found = calibrate(pocket, {**chats, "silent": silent}, small_run.vectors, settings=CalibrationSettings(horizon=2))
+    assert (found.counts["nothing to read"], found.n) == (1, 12)
 
 
 def test_what_cannot_be_calibrated_is_refused(pocket: ChatModel, small_run: ExtractionRun, tmp_path: Path) -> None:
