@@ -154,6 +154,13 @@ def test_too_few_conversations_say_how_many_are_needed() -> None:
         calibration.threshold(0.0, "answer")
 
 
+def test_a_replaced_calibration_has_thresholds_of_its_own() -> None:
+    calibration = made(np.random.default_rng(5).normal(size=(400, 4, 1)))
+    before = calibration.threshold(0.1, "answer")[0]
+    assert replace(calibration, neutral=calibration.neutral + 5).threshold(0.1, "answer")[0] == pytest.approx(before + 5)
+    assert calibration.threshold(0.1, "answer")[0] == before
+
+
 def test_gaps_neither_alarm_nor_hide_what_does() -> None:
     calibration = made(np.random.default_rng(6).normal(size=(400, 6, 2)))
     scores = np.full((6, 2), np.nan)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 import persona_lens.monitoring.run as run_module
-from persona_lens.errors import MonitoringError, RunFolderError, TraitFileError
+from persona_lens.errors import LineageError, MonitoringError, RunFolderError, TraitFileError
 from persona_lens.extraction import ExtractionRun
 from persona_lens.models import ChatModel, Sampling
 from persona_lens.monitoring import (
@@ -144,6 +145,34 @@ def test_without_a_calibration_there_are_projections_and_no_alarms(
     assert run.record["calibration"] is None
     assert {(r["score"], r["percentile"], r["alarm"]) for r in table(run.path)} == {("", "", "")}
     assert all(c.scores is None for c in run.chats())
+
+
+def test_a_calibration_goes_with_its_thinking_tags(
+    pocket: ChatModel, small_run: ExtractionRun, calibration: Calibration, chats: Path, tmp_path: Path
+) -> None:
+    mine = probe(small_run.vectors, 5)
+    with pytest.raises(MonitoringError, match="the calibration takes thinking to stand between .*<think>.*, not None"):
+        monitor_chats(pocket, str(chats), mine, calibration=calibration, rate=0.1, thinking=None, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_name_is_no_formula(pocket: ChatModel, small_run: ExtractionRun, tmp_path: Path) -> None:
+    write_transcripts(str(tmp_path / "x.jsonl"), [("=1+1", neutral_chat(1, 0, 1))])
+    run = monitor_chats(pocket, tmp_path / "x.jsonl", small_run.vectors, out=tmp_path / "run")
+    assert {r["chat"] for r in table(run.path)} == {"'=1+1"}
+    assert [c.name for c in run.chats()] == ["=1+1"]
+
+
+def test_others_are_checked_before_anything_is_sampled(pocket: ChatModel, small_run: ExtractionRun, tmp_path: Path) -> None:
+    v = small_run.vectors
+    model = {**v.provenance["model"], "lineage": "another"}
+    foreign = replace(v, trait="evil", provenance={**v.provenance, "model": model})
+    with pytest.raises(LineageError, match="extract it again on this model"):
+        predict(pocket, v, others=[foreign], settings=FAST, out=tmp_path / "p")
+    evil = replace(v, trait="evil")
+    with pytest.raises(MonitoringError, match="two of the other vectors are of 'evil'"):
+        predict(pocket, v, others=[evil, evil], settings=FAST, out=tmp_path / "p")
+    assert not (tmp_path / "p").exists()
 
 
 def test_chats_that_no_model_can_read_are_an_error(pocket: ChatModel, small_run: ExtractionRun, tmp_path: Path) -> None:
