@@ -104,6 +104,8 @@ def test_thinking_that_the_prompt_opened_ends_with_its_tag(pocket: ChatModel) ->
     start, stop = one.parts[2].thinking or (0, 0)
     assert start == one.parts[2].start
     assert "".join(token_texts(pocket, one.ids)[start:stop]) == "I wonder.</think>"
+    torn = [*CHAT[:2], {"role": "assistant", "content": "I wonder.</think>Yes.<think>No"}]
+    assert render(pocket, "chat", torn).parts[2].thinking == (start, stop)
 
 
 def test_a_message_not_answered_yet_is_no_answer_that_is_steered(pocket: ChatModel, small_run: ExtractionRun) -> None:
