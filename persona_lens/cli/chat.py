@@ -219,8 +219,6 @@ def chat(
 
     loaded = {v.trait: v for v in map(vectors_of, vectors)}
     chat_model = load_model(model, device=device)
-    for v in loaded.values():
-        v.require_lineage(chat_model.fingerprint.lineage)
     probes = as_probes(chat_model, [probe(v, layer) for v in loaded.values()])
     watch = _watch(chat_model, probes, calibration, rate) if calibration else None
     session = _Session(chat_model, loaded, probes, seed, max_new_tokens, where, watch)

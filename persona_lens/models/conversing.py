@@ -65,7 +65,8 @@ def converse_tokens(
     Raises:
         ActivationError: the logits are not numbers.
     """
-    names = torch.tensor(list(row_ids) if row_ids is not None else list(range(len(openings))), device=model.device)
+    device = model.device
+    names = torch.tensor(list(row_ids) if row_ids is not None else list(range(len(openings))), device=device)
     cache, mask = shared_prefill(model, openings, names, None)
     rows = [_Row(lambda turn, i=i: draws(i, turn)) for i in range(len(openings))]
     alive, tokens = list(range(len(openings))), [opening[-1] for opening in openings]
@@ -74,7 +75,6 @@ def converse_tokens(
     while alive:
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=-1)
         responding = [not asked or not rows[i].ahead for i, asked in zip(alive, prompt, strict=True)]
-        device = model.device
         step = Step(names[alive], torch.tensor(prompt, device=device), torch.tensor(responding, device=device))
         logits = decode(model, torch.tensor(tokens, device=device), mask, cache, step)
         if not checked:

@@ -15,7 +15,7 @@ With groups of questions left out: AUROC .48 to .52, r overall -.03 to +.03.
 """
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -27,17 +27,17 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from persona_lens.errors import MonitoringError
+from persona_lens.monitoring.content import Embedding
 from persona_lens.monitoring.prediction import Outcomes, Predictor
 
 HeldOut = Literal["questions", "conditions"]
-Embed = Callable[[Sequence[str]], Float[np.ndarray, "text feature"]]
 GROUPS: Final = 5
 DIGITS: Final = 9  # of a probability: what differs less differs by the rounding of its fold, which knows what it left out
 WORD: Final = r"(?u)\b\w+\b"
 
 
 def text_baseline(
-    texts: Sequence[Sequence[str]], outcomes: Outcomes, held_out: HeldOut, embed: Embed | None = None, *, seed: int = 0
+    texts: Sequence[Sequence[str]], outcomes: Outcomes, held_out: HeldOut, embed: Embedding | None = None, *, seed: int = 0
 ) -> Predictor:
     """P(score > 50) from the prompts' words: TF-IDF of words and pairs of words, or an embedding, and logistic regression.
 

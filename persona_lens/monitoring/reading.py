@@ -145,7 +145,10 @@ def thinking_of(model: ChatModel, answer: Sequence[int], tags: Tags | None) -> I
 
     An answer that only closes was opened by its prompt, one that only opens has not finished thinking.
     """
-    if tags is None or not any(tag in _text(model, answer) for tag in tags):
+    if tags is None:
+        return None
+    whole = _text(model, answer)
+    if not any(tag in whole for tag in tags):
         return None
     texts = token_texts(model, answer)
     text, edges = "".join(texts), np.cumsum([0, *map(len, texts)])
@@ -163,7 +166,6 @@ def _text(model: ChatModel, ids: Sequence[int]) -> str:
 
 def token_texts(model: ChatModel, ids: Sequence[int]) -> list[str]:
     """The text that each token adds to those before it; a character that spans several tokens is told with the last of them."""
-
     texts: list[str] = []
     known, told = 0, 0  # tokens [known, told) are the context that the next ones are decoded in
     for i in range(len(ids)):
