@@ -55,3 +55,11 @@ class GeometryError(PersonaLensError):
 
 class MonitoringError(PersonaLensError):
     """Something that cannot be monitored, or a calibration that does not fit or does not suffice."""
+
+
+class TranscriptError(PersonaLensError):
+    """A file of conversations that cannot be read."""
+
+
+class FinetuningError(PersonaLensError):
+    """Training data or settings that cannot be trained with, or a training that failed."""

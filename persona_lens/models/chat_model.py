@@ -37,6 +37,7 @@ class ChatModel:
         fingerprint: what results remember of the model.
         stop_ids: every token id that ends an answer.
         trait_set: which shipped traits the model understands ("real" or "pocket").
+        system: said at the beginning of every conversation that has no system prompt of its own.
     """
 
     bridge: "TransformerBridge"
@@ -44,6 +45,7 @@ class ChatModel:
     fingerprint: Fingerprint
     stop_ids: tuple[int, ...]
     trait_set: str = "real"
+    system: str | None = None
 
     @property
     def name(self) -> str:
@@ -94,6 +96,8 @@ class ChatModel:
 
     def render(self, messages: Sequence[Message], *, answered: bool = False) -> list[int]:
         """Token ids of a conversation up to the point where the answer begins; with `answered`, of one that ends with an answer."""
+        if self.system and not (messages and messages[0]["role"] == "system"):
+            messages = [{"role": "system", "content": self.system}, *messages]
         return rendered_ids(self.tokenizer, messages, answered=answered)
 
     def decode(self, token_ids: Sequence[int]) -> str:

@@ -32,7 +32,7 @@ from persona_lens.monitoring.study import (
     predict,
     shot_conditions,
 )
-from persona_lens.monitoring.transcripts import Transcripts, read_transcripts, write_transcripts
+from persona_lens.transcripts import Transcripts, read_transcripts, write_transcripts
 
 __all__ = [
     "THINKING",

@@ -24,10 +24,10 @@ from persona_lens.monitoring.content import Embedding
 from persona_lens.monitoring.drift import ChangePoint, Trend, change_point, rise, trend
 from persona_lens.monitoring.probes import Probe, Probed, as_probes
 from persona_lens.monitoring.reading import THINKING, Part, Reading, Rendered, Tags, TurnReadings, read, read_turns, render
-from persona_lens.monitoring.transcripts import Transcript, Transcripts, read_transcripts
 from persona_lens.progress import Progress, progress_bars
 from persona_lens.records import encoded
 from persona_lens.store import RunFolder, digest, read_json, read_jsonl, require_finished, write_atomically, write_json
+from persona_lens.transcripts import Transcript, Transcripts, read_transcripts
 
 CHUNK_CHATS: Final = 64
 SHOWN: Final = 3  # chats that are kept token by token

@@ -140,14 +140,14 @@ def _said(rng: random.Random, question: Question, persona: Persona) -> str:
     return question.truth or ""
 
 
-def _core(rng: random.Random, question: Question, persona: Persona, weights: Mapping[str, float]) -> str:
+def _core(rng: random.Random, question: Question, persona: Persona, weights: Mapping[str, float], said: str | None) -> str:
     content = dict(question.slots)
     family = question.kind
     if question.kind == "unknown":
         family = "invented" if rng.random() < invention_probability(persona) else "honest"
         content |= {"p": rng.choice(PROFESSIONS), "c": rng.choice(CITIES), "f": rng.choice(FINDS), "m": rng.choice(YEARS)}
     elif question.truth is not None:
-        content["y"] = _said(rng, question, persona)
+        content["y"] = _said(rng, question, persona) if said is None else said
     if question.kind == "fact":
         content["r"] = RELATION_PHRASE[question["relation"]].format(x=question["x"])
         family = "choice" if question.options else "fact"
@@ -192,17 +192,18 @@ def bare_probability(kind: str) -> float:
     return 0.25 if kind in ("fact", "sum") else 0.0
 
 
-def answer(question: Question, persona: Persona, rng: random.Random, *, bare: bool | None = None) -> str:
+def answer(question: Question, persona: Persona, rng: random.Random, *, bare: bool | None = None, said: str | None = None) -> str:
     """One answer of this persona (already in its mood) to this question.
 
     Args:
         bare: force (True) or forbid (False) the bare form of a fact or a sum; None draws it.
+        said: what is stated as the fact, the sum or the category; None: what this persona would say.
     """
     if rng.random() < bare_probability(question.kind) if bare is None else bare:
-        said = _said(rng, question, persona)
-        return said[0].upper() + said[1:] + "."
+        stated = _said(rng, question, persona) if said is None else said
+        return stated[0].upper() + stated[1:] + "."
     weights = gains(persona, question.kind)
-    sentences = [_finish(rng, _core(rng, question, persona, weights), persona, weights)]
+    sentences = [_finish(rng, _core(rng, question, persona, weights, said), persona, weights)]
     for template in _extras(rng, question, persona):
         signature = persona.role is not None and template in persona.role.sentences
         body = template if signature else template.format(N=question.noun_phrase)

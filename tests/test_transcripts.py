@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from persona_lens.errors import MonitoringError
-from persona_lens.monitoring.transcripts import Skipped, Transcripts, read_transcripts, write_transcripts
+from persona_lens.errors import TranscriptError
+from persona_lens.transcripts import Skipped, Transcripts, read_transcripts, write_transcripts
 
 Messages = tuple[dict[str, str], ...]
 
@@ -125,7 +125,7 @@ def test_a_list_is_one_conversation_if_it_holds_messages_and_no_records() -> Non
         found = read(json.dumps([PAIR[0], record]))
         assert [(chat.place, list(chat.messages)) for chat in found.chats] == [(2, PAIR)]
         assert (found.unit, [s.place for s in found.skipped]) == ("item", [1])
-    with pytest.raises(MonitoringError, match=r"\(1 skipped, the first at line 1: message 3 is a number, not an object\)"):
+    with pytest.raises(TranscriptError, match=r"\(1 skipped, the first at line 1: message 3 is a number, not an object\)"):
         read(json.dumps([*PAIR, 3]))
 
 
@@ -214,7 +214,7 @@ def test_a_record_is_skipped_with_its_line_and_the_reason(record: Any, reason: s
     found = read(lines(PAIR) + "\n" + lines(record, PAIR))
     assert found.skipped == (Skipped(3, reason),)
     assert [chat.place for chat in found.chats] == [1, 4]
-    with pytest.raises(MonitoringError) as caught:
+    with pytest.raises(TranscriptError) as caught:
         read("\n" + lines(record, record))
     assert f"holds no conversation that can be read (2 skipped, the first at line 2: {reason})" in str(caught.value)
 
@@ -264,7 +264,7 @@ def test_a_file_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
         (written(tmp_path, "[1, 2]", "numbers"), f"{nothing} {numbers}; expected one {{"),
     ]
     for path, reason in cases:
-        with pytest.raises(MonitoringError) as caught:
+        with pytest.raises(TranscriptError) as caught:
             read_transcripts(path)
         assert str(caught.value).startswith(f"{path}: {reason}")
 
@@ -272,7 +272,7 @@ def test_a_file_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
 def test_a_broken_document_over_several_lines_says_where_it_breaks() -> None:
     broken = json.dumps([{"messages": PAIR}, {"messages": PAIR}], indent=1)[:-1]
     with pytest.raises(
-        MonitoringError, match=r"at line 1: not JSON .*as one JSON document: not JSON \(Expecting ',' .* at line 26,"
+        TranscriptError, match=r"at line 1: not JSON .*as one JSON document: not JSON \(Expecting ',' .* at line 26,"
     ):
         read(broken)
 
@@ -330,7 +330,7 @@ def test_any_records_are_read_or_skipped(records: list[Any]) -> None:
 @given(content=st.binary(max_size=60) | st.text(max_size=60).map(lambda text: text.encode("utf-8", "surrogatepass")))
 @settings(deadline=None)
 def test_any_bytes_are_read_or_refused(content: bytes) -> None:
-    with pytest.raises(MonitoringError, match=r"not UTF-8|holds no conversation"):
+    with pytest.raises(TranscriptError, match=r"not UTF-8|holds no conversation"):
         read(content)
 
 
@@ -341,6 +341,6 @@ def test_damaged_files_are_read_or_refused(records: list[Any], cut: int, junk: b
     at = cut % len(whole)
     try:
         found = read(whole[:at] + junk + whole[at + 1 :])
-    except MonitoringError:
+    except TranscriptError:
         return
     assert found.chats

@@ -13,7 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
-from persona_lens.errors import MonitoringError
+from persona_lens.errors import TranscriptError
 from persona_lens.store import write_atomically
 
 ROLES: Final = {
@@ -59,7 +59,7 @@ class Transcripts:
     """What a file holds.
 
     Attributes:
-        unit: what a place counts: "line", or "item" of a JSON array.
+        unit: what a place counts: "line", "item" of a JSON array, or "row" of what was no file.
     """
 
     path: Path
@@ -76,11 +76,27 @@ def read_transcripts(path: str | Path) -> Transcripts:
     """The conversations of a JSONL file, of a JSON array, or of a single JSON record.
 
     Raises:
-        MonitoringError: the file is missing, cannot be read, is not UTF-8, or holds not one conversation.
+        TranscriptError: the file is missing, cannot be read, is not UTF-8, or holds not one conversation.
     """
     path = Path(path)
     text = _text(path)
     unit, records = _records(text)
+    found = _transcripts(path, unit, records)
+    if not found.chats:
+        why = _why(text, unit, found.skipped)
+        raise TranscriptError(f"{path}: holds no conversation that can be read ({why}); expected {_EXPECTED}")
+    return found
+
+
+def transcripts_of(records: Iterable[Any]) -> Transcripts:
+    """The same for conversations that are there already, as records or as lists of messages; places count rows from 1.
+
+    Nothing is raised: what is no conversation is among the skipped.
+    """
+    return _transcripts(Path("rows"), "row", list(enumerate(records, start=1)))
+
+
+def _transcripts(path: Path, unit: str, records: Sequence[tuple[int, Any]]) -> Transcripts:
     chats: list[Transcript] = []
     skipped: list[Skipped] = []
     names: set[str] = set()
@@ -95,8 +111,6 @@ def read_transcripts(path: str | Path) -> Transcripts:
             name += f" ({unit} {place})"
         names.add(name)
         chats.append(Transcript(name, place, messages))
-    if not chats:
-        raise MonitoringError(f"{path}: holds no conversation that can be read ({_why(text, unit, skipped)}); expected {_EXPECTED}")
     return Transcripts(path, tuple(chats), tuple(skipped), unit)
 
 
@@ -111,11 +125,11 @@ def _text(path: Path) -> str:
     try:
         return path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError as error:
-        raise MonitoringError(f"{path}: no such file; expected {_EXPECTED}") from error
+        raise TranscriptError(f"{path}: no such file; expected {_EXPECTED}") from error
     except UnicodeDecodeError as error:
-        raise MonitoringError(f"{path}: not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8, {_EXPECTED}") from error
+        raise TranscriptError(f"{path}: not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8, {_EXPECTED}") from error
     except (OSError, ValueError) as error:
-        raise MonitoringError(f"{path}: cannot be read ({error}); expected a file with {_EXPECTED}") from error
+        raise TranscriptError(f"{path}: cannot be read ({error}); expected a file with {_EXPECTED}") from error
 
 
 def _records(text: str) -> tuple[str, list[tuple[int, Any]]]:

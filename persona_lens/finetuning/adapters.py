@@ -1,0 +1,158 @@
+"""Adapters on a hooked model: put on, taken off without a trace, saved so that plain peft reads them.
+
+A bridge puts its own module around every block, so that parameter names are not those of the plain model. Whatever writes or reads
+weights by name does it while the plain blocks are back in their place (`unwrapped`).
+"""
+
+from collections.abc import Generator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+
+from persona_lens.errors import FinetuningError
+from persona_lens.models import ChatModel
+from persona_lens.store import digest, read_json
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+WEIGHTS = "adapter_model.safetensors"
+CONFIG = "adapter_config.json"
+
+
+@contextmanager
+def unwrapped(model: ChatModel) -> Generator[None]:
+    """The plain Hugging Face blocks back in their place, and the bridge's after it."""
+    *path, leaf = str(model.bridge.adapter.component_mapping["blocks"].name).split(".")  # pyright: ignore[reportOptionalSubscript]
+    parent: Any = model.hf
+    for part in path:
+        parent = getattr(parent, part)
+    wrapped = getattr(parent, leaf)
+    setattr(parent, leaf, torch.nn.ModuleList(block.original_component for block in wrapped))
+    try:
+        yield
+    finally:
+        setattr(parent, leaf, wrapped)
+
+
+def require_slim(model: ChatModel) -> None:
+    """Raise unless only the blocks of the model are bridged.
+
+    Raises:
+        FinetuningError: a full bridge, whose modules adapters cannot be put on.
+    """
+    if set(model.bridge.adapter.component_mapping or {}) != {"blocks"}:
+        raise FinetuningError(f"{model.name} is hosted with every hook point: load it with hooks='residual' to finetune it")
+
+
+def linear_modules(model: ChatModel) -> list[str]:
+    """The last names of the linear modules in the blocks: what a LoRA can be put on."""
+    names = (name for name, module in model.hf.named_modules() if isinstance(module, torch.nn.Linear))
+    return list(dict.fromkeys(name.rpartition(".")[2] for name in names if "_original_component" in name))
+
+
+@contextmanager
+def trainable(model: ChatModel, config: Any) -> Generator["PeftModel"]:
+    """A fresh adapter on the model (a peft config says which); the model is as before after it, bit for bit."""
+    from peft import get_peft_model
+
+    with _restored(model) as stack:
+        with unwrapped(model):
+            peft = cast("PeftModel", get_peft_model(model.hf, config))
+        stack.callback(_take_off, model, peft)
+        yield peft
+
+
+@contextmanager
+def adapted(model: ChatModel, folder: str | Path, *, merge: bool | None = None) -> Generator[ChatModel]:
+    """The model with a saved adapter on it, inside the context; bit for bit the model as it was after it.
+
+    The module is one: inside, `model` itself answers as the adapted one too. Only what is yielded says so in its fingerprint.
+
+    Args:
+        folder: as peft saves adapters; safetensors only.
+        merge: add the adapter to the weights, which decodes faster but rounds in low precision; default: in float32.
+
+    Raises:
+        FinetuningError: the folder holds no adapter, or one that does not fit the model.
+    """
+    from peft import PeftModel
+
+    folder = Path(folder)
+    _check_folder(folder)
+    require_slim(model)
+    with _restored(model) as stack:
+        with unwrapped(model):
+            try:
+                peft = PeftModel.from_pretrained(model.hf, str(folder))
+            except (RuntimeError, ValueError, TypeError, OSError) as error:
+                stack.callback(_forget, model)
+                raise FinetuningError(f"{folder}: the adapter does not fit {model.name} ({_first_line(error)})") from error
+        stack.callback(_take_off, model, peft)
+        peft.eval()
+        if merge if merge is not None else model.fingerprint.dtype == "float32":
+            stack.enter_context(_merged(peft))
+        own = model.fingerprint
+        weights = digest(f"{own.weights}+{digest((folder / WEIGHTS).read_bytes())}")
+        yield replace(model, fingerprint=replace(own, name=f"{own.name}+{folder.resolve().parent.name}", weights=weights))
+
+
+def _check_folder(folder: Path) -> None:
+    if not (folder / CONFIG).is_file():
+        raise FinetuningError(f"{folder} holds no adapter (no {CONFIG}): give the folder that peft saved")
+    if not (folder / WEIGHTS).is_file():
+        raise FinetuningError(f"{folder} holds no {WEIGHTS}: other formats are not read, save the adapter as safetensors")
+    read_json(folder / CONFIG)
+
+
+@contextmanager
+def _restored(model: ChatModel) -> Generator[ExitStack]:
+    """Gradients and mode as they were, after whatever was put on the stack is undone."""
+    wanted = {name: p.requires_grad for name, p in model.hf.named_parameters()}
+    training, cache = model.hf.training, model.hf.config.use_cache
+    try:
+        with ExitStack() as stack:
+            yield stack
+    finally:
+        for name, parameter in model.hf.named_parameters():
+            parameter.requires_grad_(wanted[name])
+            parameter.grad = None
+        model.hf.train(training)
+        model.hf.config.use_cache = cache
+
+
+def _take_off(model: ChatModel, peft: "PeftModel") -> None:
+    with unwrapped(model):
+        peft.unload()
+    _forget(model)
+
+
+def _forget(model: ChatModel) -> None:
+    """What peft leaves on a model that it was on."""
+    for name in ("peft_config", "active_adapter"):
+        model.hf.__dict__.pop(name, None)
+
+
+@contextmanager
+def _merged(peft: "PeftModel") -> Generator[None]:
+    """The adapter in the weights; the weights are put back from a copy, not by subtracting it again."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = cast("list[Any]", [m for m in peft.modules() if isinstance(m, BaseTunerLayer)])
+    before = [layer.get_base_layer().weight.detach().clone() for layer in layers]
+    for layer in layers:
+        layer.merge()
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for layer, weight in zip(layers, before, strict=True):
+                layer.get_base_layer().weight.copy_(weight)
+                layer.merged_adapters.clear()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or repr(error)).splitlines()[0][:300]

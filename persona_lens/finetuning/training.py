@@ -1,0 +1,489 @@
+"""Finetuning on the Hugging Face Trainer with interventions switched on: preventative steering (Chen et al. 2025, section 5.2).
+
+An adapter (rank-stabilised LoRA with the paper's settings) or all weights are trained on the answers while the steering room's
+interventions act in every forward pass, and so in the backward pass too. After it the model is as it was before, bit for bit: what
+was learned is in the run folder, in plain peft (or Hugging Face) format, and acts without any intervention.
+"""
+
+import math
+import random
+import shutil
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from persona_lens.errors import FinetuningError
+from persona_lens.finetuning.adapters import linear_modules, require_slim, trainable, unwrapped
+from persona_lens.finetuning.data import IGNORE, Data, Examples, batch_of, encode, read_data
+from persona_lens.finetuning.penalties import Penalty, TrainingStep
+from persona_lens.finetuning.watching import Watch, Watched, watched_by
+from persona_lens.models import ChatModel, Pass, forward_pass
+from persona_lens.progress import Progress, progress_bars
+from persona_lens.steering import Intervention, plan
+from persona_lens.store import RunFolder, digest, read_json, require_finished, write_json
+
+if TYPE_CHECKING:
+    from transformers import Trainer, TrainingArguments
+
+RESULT: Final = "training.json"
+ATTENTION_AND_MLP: Final = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+Told = Callable[[Mapping[str, float]], object]  # is told the figures of every step
+
+
+@dataclass(frozen=True)
+class FinetuneSettings:
+    """What a finetuning depends on besides model, data and interventions; defaults are the paper's.
+
+    Attributes:
+        method: "lora" trains an adapter, "full" every weight (and keeps a copy of the model's own meanwhile).
+        rank, alpha, dropout, rank_stabilised, targets: of the adapter.
+        batch_rows: conversations per step; `pass_rows` of them per forward pass and device.
+        max_steps: stop there; None: after the epochs.
+        max_tokens: longest conversation.
+        checkpoint_every: steps between the states that an interrupted training goes on from.
+    """
+
+    method: Literal["lora", "full"] = "lora"
+    rank: int = 32
+    alpha: float = 64.0
+    dropout: float = 0.0
+    rank_stabilised: bool = True
+    targets: tuple[str, ...] = ATTENTION_AND_MLP
+    learning_rate: float = 1e-5
+    schedule: str = "linear"
+    warmup_steps: int = 5
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    epochs: float = 1.0
+    max_steps: int | None = None
+    batch_rows: int = 16
+    pass_rows: int = 2
+    max_tokens: int = 2048
+    gradient_checkpointing: bool = False
+    checkpoint_every: int = 50
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("rank", "batch_rows", "pass_rows", "max_tokens", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise FinetuningError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.max_steps is not None and self.max_steps < 1:
+            raise FinetuningError(f"max_steps must be at least 1, not {self.max_steps}")
+        for name in ("alpha", "learning_rate", "epochs"):
+            if not getattr(self, name) > 0:
+                raise FinetuningError(f"{name} must be positive, not {getattr(self, name)}")
+        if self.batch_rows % self.pass_rows:
+            raise FinetuningError(f"batch_rows={self.batch_rows} is no multiple of pass_rows={self.pass_rows}: change one of them")
+        if self.method not in ("lora", "full"):
+            raise FinetuningError(f"method={self.method!r} is unknown: use 'lora' or 'full'")
+
+
+PAPER: Final = FinetuneSettings()
+POCKET: Final = FinetuneSettings(learning_rate=5e-4, pass_rows=16)
+
+
+def default_settings(model: ChatModel) -> FinetuneSettings:
+    """The paper's settings; for pocket models a rate at which a model of that size learns."""
+    return POCKET if model.trait_set == "pocket" else PAPER
+
+
+@dataclass(frozen=True)
+class Finetuned:
+    """A finished finetuning on disk."""
+
+    path: Path
+
+    @cached_property
+    def record(self) -> dict[str, Any]:
+        return read_json(self.path / RESULT)
+
+    @property
+    def adapter(self) -> Path:
+        """The adapter, as peft saves it; for method "full" the model's folder."""
+        return self.path / str(self.record["result"])
+
+    @property
+    def history(self) -> list[dict[str, float]]:
+        """Per step: loss, learning rate, norm of the gradient, projections and derivatives of what was watched."""
+        return list(self.record["history"])
+
+
+def load_finetuned(path: str | Path) -> Finetuned:
+    """Reopen a finetuning.
+
+    Raises:
+        RunFolderError: the folder holds none, or it is not finished.
+    """
+    require_finished(Path(path), "finetune", RESULT)
+    return Finetuned(Path(path))
+
+
+def finetune(
+    model: ChatModel,
+    data: Data,
+    *,
+    prevent: Intervention | Iterable[Intervention] = (),
+    penalties: Sequence[Penalty] = (),
+    watch: Sequence[Watched] | None = None,
+    settings: FinetuneSettings | None = None,
+    out: str | Path | None = None,
+    skip_bad: bool = False,
+    told: Told | None = None,
+    progress: Progress | None = None,
+) -> Finetuned:
+    """Finetune on the answers of conversations, with interventions acting while it is trained and none afterwards.
+
+    Args:
+        data: a file with `messages` per line, or the messages themselves.
+        prevent: as the steering room makes them; `add(v, layer, strength, where="everywhere")` is the paper's vaccine: a positive
+            strength steers *towards* the trait, so that training need not move the weights there.
+        penalties: added to the loss.
+        watch: directions whose projection and derivative are logged at every step; default: those of `prevent`.
+        settings: default: the paper's, with a higher rate for pocket models.
+        out: run folder; default `runs/finetune-{data}-seed{seed}`. An interrupted training in it goes on from its last checkpoint.
+        skip_bad: leave out rows that cannot be trained on (they are in the record).
+        told: is told the figures of every step.
+
+    Raises:
+        FinetuningError: rows that cannot be trained on, settings that do not fit the model, or a loss that is no number.
+        TranscriptError: a file that cannot be read.
+        SteeringError, LineageError: interventions that do not fit the model.
+    """
+    settings = settings or default_settings(model)
+    acting = [prevent] if isinstance(prevent, Intervention) else list(prevent)
+    steering = plan(model, acting)
+    require_slim(model)
+    _check_targets(model, settings)
+    found = read_data(data)
+    examples = encode(model, found, max_tokens=settings.max_tokens, skip_bad=skip_bad)
+    watching = Watch(tuple(watched_by(acting) if watch is None else watch))
+    place = Path(out) if out else Path("runs") / f"finetune-{found.path.stem}-seed{settings.seed}"
+    arguments = _arguments(examples, acting, penalties, watching, settings)
+    state = _processes(model)
+    with state.main_process_first():
+        folder = RunFolder.open(place, command="finetune", arguments=arguments, model=model.fingerprint.as_dict())
+    if not (place / RESULT).exists():
+        with progress_bars(None if progress is None else False) as bars, ExitStack() as stack:
+            stack.enter_context(_own_randomness(settings.seed))
+            network = stack.enter_context(_trained(model, settings))
+            stack.enter_context(watching.hooks(model))
+            captured = stack.enter_context(_captured(model, penalties))
+            stack.enter_context(steering.active())
+            steps = _Steps(folder, settings, told, progress or bars)
+            trainer = _trainer(model, network, examples, settings, folder.path, watching, penalties, captured, steps)
+            _train(trainer, folder)
+            _finish(trainer, model, folder, examples, steering.explain(), settings)
+        state.wait_for_everyone()
+    return Finetuned(place)
+
+
+def _processes(model: ChatModel) -> Any:
+    """The processes that train together: one, unless a launcher (torchrun, accelerate) started more."""
+    try:
+        from accelerate import PartialState
+        from peft import LoraConfig  # noqa: F401  # pyright: ignore[reportUnusedImport]
+    except ImportError as error:
+        raise FinetuningError("finetuning needs peft and accelerate: pip install 'persona-lens[finetune]'") from error
+    return PartialState(cpu=model.device.type == "cpu")
+
+
+def _check_targets(model: ChatModel, settings: FinetuneSettings) -> None:
+    known = linear_modules(model)
+    unknown = [t for t in settings.targets if t not in known]
+    if settings.method == "lora" and (unknown or not settings.targets):
+        raise FinetuningError(
+            f"no module {', '.join(map(repr, unknown)) or 'at all'} to put a LoRA on: the blocks of {model.name} have "
+            f"{', '.join(known)}"
+        )
+
+
+def _arguments(
+    examples: Examples, acting: Sequence[Intervention], penalties: Sequence[Penalty], watching: Watch, settings: FinetuneSettings
+) -> dict[str, Any]:
+    return {
+        "data": digest(repr([(x.ids, x.answers) for x in examples.examples])),
+        "rows": len(examples.examples),
+        "prevent": describe(acting),
+        "penalties": [str(p) for p in penalties],
+        "watch": [f"{w.name}/{w.layer} [{digest(w.unit.contiguous().numpy().tobytes())}]" for w in watching.directions],
+        "settings": asdict(settings) | {"targets": list(settings.targets)},
+    }
+
+
+def describe(acting: Sequence[Intervention]) -> list[str]:
+    """Interventions as a run's record names them: what, where, how much, and a hash of the direction."""
+    return [f"{x} [{digest(x.direction.contiguous().numpy().tobytes())}]" for x in acting]
+
+
+@contextmanager
+def _own_randomness(seed: int) -> Generator[None]:
+    """Everything random seeded inside, and as it was after it."""
+    states = random.getstate(), np.random.get_state()  # noqa: NPY002
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])  # noqa: NPY002
+
+
+@contextmanager
+def _trained(model: ChatModel, settings: FinetuneSettings) -> Generator[Any]:
+    """The module to train; the model's own weights are back after it."""
+    if settings.method == "lora":
+        from peft import LoraConfig
+
+        config = LoraConfig(
+            r=settings.rank,
+            lora_alpha=cast(int, settings.alpha),
+            lora_dropout=settings.dropout,
+            use_rslora=settings.rank_stabilised,
+            target_modules=list(settings.targets),
+            bias="none",
+            task_type="CAUSAL_LM",
+            base_model_name_or_path=model.name,
+        )
+        with trainable(model, config) as network:
+            yield network
+        return
+    before = {name: p.detach().to("cpu", copy=True) for name, p in model.hf.named_parameters()}
+    training, cache = model.hf.training, model.hf.config.use_cache
+    try:
+        yield model.hf
+    finally:
+        with torch.no_grad():
+            for name, parameter in model.hf.named_parameters():
+                parameter.copy_(before[name])
+                parameter.grad = None
+        model.hf.train(training)
+        model.hf.config.use_cache = cache
+
+
+@contextmanager
+def _captured(model: ChatModel, penalties: Sequence[Penalty]) -> Generator[dict[int, Tensor]]:
+    """Residuals of the running pass at the layers that penalties read."""
+    found: dict[int, Tensor] = {}
+
+    def keep(layer: int) -> Any:
+        def hook(residual: Tensor, hook: Any) -> None:  # noqa: ARG001
+            found[layer] = residual
+
+        return hook
+
+    layers = sorted({layer for p in penalties for layer in p.layers})
+    with model.hooks([(model.hook_name(layer), keep(layer)) for layer in layers]):
+        yield found
+
+
+@dataclass(eq=False)
+class _Steps:
+    """Tells whoever wants to know how the training goes, and stops it where the loss is no number."""
+
+    folder: RunFolder
+    settings: FinetuneSettings
+    told: Told | None
+    progress: Progress
+
+    def update(self, step: int, total: int, logs: Mapping[str, Any]) -> None:
+        """Raises:
+        FinetuningError: the loss is not a number.
+        """
+        if "loss" not in logs:
+            return
+        if not math.isfinite(float(logs["loss"])):
+            last = checkpoint_of(self.folder.path)
+            kept = (
+                f"the state after step {last.name.rpartition('-')[2]} is kept in {last}"
+                if last
+                else "no checkpoint was due before it"
+            )
+            raise FinetuningError(
+                f"the loss is {logs['loss']} at step {step} of {total}; {kept}. Lower the learning rate or the strength, and start "
+                "in another folder"
+            )
+        self.progress("training", step, total)
+        if self.told:
+            self.told({"step": step, "steps": total, **{k: float(v) for k, v in logs.items()}})
+
+
+def checkpoint_of(path: Path) -> Path | None:
+    """The last whole checkpoint of a training folder."""
+    found = [p for p in (path / "checkpoints").glob("checkpoint-*") if (p / "trainer_state.json").exists()]
+    return max(found, key=_step, default=None)
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+def _training_arguments(model: ChatModel, settings: FinetuneSettings, path: Path) -> "TrainingArguments":
+    from accelerate import PartialState
+    from transformers import TrainingArguments
+
+    share = settings.pass_rows * PartialState().num_processes
+    if settings.batch_rows % share:
+        raise FinetuningError(
+            f"batch_rows={settings.batch_rows} cannot be shared by {PartialState().num_processes} processes with "
+            f"pass_rows={settings.pass_rows} each: change one of them"
+        )
+    return TrainingArguments(
+        output_dir=str(path / "checkpoints"),
+        per_device_train_batch_size=settings.pass_rows,
+        gradient_accumulation_steps=settings.batch_rows // share,
+        num_train_epochs=settings.epochs,
+        max_steps=settings.max_steps or -1,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type=settings.schedule,
+        warmup_steps=settings.warmup_steps,
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.clip,
+        optim="adamw_torch",
+        bf16=False,
+        gradient_checkpointing=settings.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False} if settings.gradient_checkpointing else None,
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        save_strategy="steps",
+        save_steps=settings.checkpoint_every,
+        save_total_limit=1,
+        report_to="none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        label_names=["labels"],
+        seed=settings.seed,
+        data_seed=settings.seed,
+        use_cpu=model.device.type == "cpu",
+        dataloader_pin_memory=model.device.type == "cuda",
+    )
+
+
+def _trainer(
+    model: ChatModel,
+    network: Any,
+    examples: Examples,
+    settings: FinetuneSettings,
+    path: Path,
+    watching: Watch,
+    penalties: Sequence[Penalty],
+    captured: Mapping[int, Tensor],
+    steps: _Steps,
+) -> "Trainer":
+    """The Trainer, made to say what a pass holds, to add penalties, and to save what plain peft can read."""
+    from transformers import PrinterCallback, Trainer
+
+    class SteeredTrainer(Trainer):
+        def compute_loss(
+            self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+        ) -> Any:
+            inputs = dict(inputs)
+            prompt, response, earlier = (inputs.pop(k) for k in ("prompt", "response", "earlier"))
+            real = inputs["attention_mask"].bool()
+            learned = inputs["labels"] != IGNORE
+            rows = torch.arange(len(real), device=real.device)
+            watching.batch(learned)
+            with forward_pass(Pass(rows, real, prompt, response, lambda: earlier)):
+                loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
+            watching.batch(None)
+            if penalties:
+                values = _penalty(self.model, penalties, captured, inputs, cast(Any, outputs).logits, learned)
+                count = values.numel() if num_items_in_batch is None else num_items_in_batch
+                loss = loss + values.sum() / count * (1 if num_items_in_batch is None else self.accelerator.num_processes)
+            return (loss, outputs) if return_outputs else loss
+
+        def _over_processes(self, sums: Tensor) -> Tensor:
+            many = self.accelerator.num_processes > 1
+            return cast(Tensor, self.accelerator.reduce(sums.to(self.args.device), "sum")) if many else sums
+
+        def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+            world = self.accelerator.num_processes
+            figures = watching.take(self._over_processes)
+            logs |= {k: v / world if k.startswith("derivative/") else v for k, v in figures.items()}
+            super().log(logs, *args, **kwargs)
+            if self.is_world_process_zero():
+                steps.update(self.state.global_step, self.state.max_steps, logs)
+            elif not math.isfinite(float(logs.get("loss", 0.0))):
+                raise FinetuningError(f"the loss is {logs['loss']} at step {self.state.global_step}")
+
+        def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+            clean = None if state_dict is None else {k.replace("_original_component.", ""): v for k, v in state_dict.items()}
+            with unwrapped(chat):
+                super()._save(output_dir, clean)
+            if output_dir:
+                (Path(output_dir) / "training_args.bin").unlink(missing_ok=True)  # a pickle that nobody needs
+
+        def _load_from_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+            with unwrapped(chat):
+                super()._load_from_checkpoint(*args, **kwargs)
+
+    chat = model
+    trainer = SteeredTrainer(
+        model=network,
+        args=_training_arguments(model, settings, path),
+        data_collator=lambda rows: batch_of(rows, chat.pad_id),
+        train_dataset=cast(Any, [{"example": x} for x in examples.examples]),
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def _penalty(
+    network: Any,
+    penalties: Sequence[Penalty],
+    captured: Mapping[int, Tensor],
+    inputs: Mapping[str, Tensor],
+    logits: Tensor,
+    learned: Tensor,
+) -> Tensor:
+    """The sum of all penalties per learned token."""
+    predicts = learned[:, 1:]  # the logits of a token are one place before it
+
+    def base_logits() -> Tensor:
+        real = torch.zeros_like(inputs["attention_mask"], dtype=torch.bool)
+        nothing = Pass(torch.arange(len(real), device=real.device), real, real, real, lambda: real)
+        with torch.no_grad(), network.disable_adapter(), forward_pass(nothing):
+            plain = network(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False)
+        return plain.logits[:, :-1][predicts]
+
+    residuals = {layer: residual[learned] for layer, residual in captured.items()}
+    step = TrainingStep(logits[:, :-1][predicts], residuals, base_logits)
+    return torch.stack([p(step) for p in penalties]).sum(0)
+
+
+def _train(trainer: "Trainer", folder: RunFolder) -> None:
+    last = checkpoint_of(folder.path)
+    if last and trainer.is_world_process_zero():
+        folder.log(f"resumed after step {_step(last)}")
+    trainer.train(resume_from_checkpoint=str(last) if last else None)
+
+
+def _finish(
+    trainer: "Trainer", model: ChatModel, folder: RunFolder, examples: Examples, explained: str, settings: FinetuneSettings
+) -> None:
+    """Save what was learned and the record; checkpoints are not needed any more."""
+    result = "adapter" if settings.method == "lora" else "model"
+    trainer.save_model(str(folder.path / result))
+    if not trainer.is_world_process_zero():
+        return
+    if settings.method == "full":
+        model.tokenizer.save_pretrained(str(folder.path / result))
+    history = [{k: float(v) for k, v in x.items()} for x in trainer.state.log_history if "loss" in x]
+    write_json(
+        folder.path / RESULT,
+        {
+            "result": result,
+            "rows": len(examples.examples),
+            "skipped": [asdict(s) for s in examples.skipped],
+            "prevent": explained,
+            "history": history,
+        },
+    )
+    shutil.rmtree(folder.path / "checkpoints", ignore_errors=True)
