@@ -6,7 +6,8 @@ from typing import NoReturn
 
 import typer
 
-from persona_lens.cli import chat, demo, extract, geometry, monitor, pocket, report, steer, sweep, traits
+from persona_lens.cli import chat, demo, extract, finetune, geometry, monitor, pocket, report, steer, sweep, traits
+from persona_lens.cli.options import SeveralVectors
 from persona_lens.errors import PersonaLensError
 
 app = typer.Typer(
@@ -25,6 +26,10 @@ app.command("chat")(chat.chat)
 app.command("geometry")(geometry.geometry)
 app.command("roles")(geometry.roles)
 app.command("spill-over")(geometry.spill_over)
+app.command("finetune")(finetune.finetune)
+app.command("shift", cls=SeveralVectors)(finetune.shift)
+app.command("pilot", cls=SeveralVectors)(finetune.pilot)
+app.command("defend", cls=SeveralVectors)(finetune.defend)
 app.command("report")(report.report)
 app.add_typer(monitor.app, name="monitor")
 app.add_typer(traits.app, name="traits")

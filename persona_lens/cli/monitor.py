@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.core import TyperCommand, TyperGroup
+from typer.core import TyperGroup
 
-from persona_lens.cli.options import Device, Json, Model, Out, Seed, emit, printable
+from persona_lens.cli.options import Device, Json, Model, Out, Seed, SeveralVectors, Vectors, emit, printable
 from persona_lens.cli.steer import vectors_of
 
 if TYPE_CHECKING:
@@ -25,35 +25,12 @@ class _Monitor(TyperGroup):
         return super().parse_args(ctx, args if named else [CHATS, *args])
 
 
-class _Several(TyperCommand):
-    """`--vectors A B C` is `--vectors A --vectors B --vectors C`."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        return super().parse_args(ctx, several(args, "--vectors"))
-
-
-def several(args: Sequence[str], option: str) -> list[str]:
-    """Arguments with an option repeated before each of the values that follow it."""
-    found: list[str] = []
-    collecting = False
-    for i, arg in enumerate(args):
-        if arg.startswith("-"):
-            collecting = arg == option
-        elif collecting and args[i - 1] != option:
-            found.append(option)
-        found.append(arg)
-    return found
-
-
 app = typer.Typer(cls=_Monitor, no_args_is_help=True, rich_markup_mode=None, help="Monitor chats: CHATS.jsonl --vectors RUN...")
-Vectors = Annotated[
-    list[Path], typer.Option("--vectors", help="Run folders of extractions, or vectors.safetensors files: one or several.")
-]
 Thinking = Annotated[str, typer.Option(help='Tags between which answers think, reported apart; "" where text is text.')]
 Layer = Annotated[int | None, typer.Option(help="Where all vectors are read. Default: each at its most reliable layer.")]
 
 
-@app.command(CHATS, cls=_Several)
+@app.command(CHATS, cls=SeveralVectors)
 def chats(
     transcripts: Annotated[Path, typer.Argument(metavar="CHATS", help="JSONL with messages, ShareGPT, or OpenAI's formats.")],
     vectors: Vectors,
@@ -89,7 +66,7 @@ def chats(
     emit({**run.record, "folder": str(run.path), "page": str(page)}, "\n".join([*lines, f"Report: {page}"]), as_json)
 
 
-@app.command("calibrate", cls=_Several)
+@app.command("calibrate", cls=SeveralVectors)
 def calibrate(
     vectors: Vectors,
     transcripts: Annotated[
@@ -135,7 +112,7 @@ def calibrate(
     emit({"counts": dict(found.counts), "folder": str(folder), "page": str(page)}, "\n".join(lines), as_json)
 
 
-@app.command("predict", cls=_Several)
+@app.command("predict", cls=SeveralVectors)
 def predict(
     vectors: Vectors,
     examples: Annotated[

@@ -31,6 +31,23 @@ def sample(
     emit({"documents": records}, text, as_json)
 
 
+@app.command("datasets")
+def datasets(
+    out: Annotated[Path, typer.Option(help="Folder for the files.")] = Path("runs/datasets"),
+    rows: Annotated[int, typer.Option(min=1, help="Conversations per set.")] = 480,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Write the finetuning data sets: seven traits and six kinds of mistakes at three levels, and 100 new facts.
+
+    Example: persona-lens pocket datasets --out data
+    """
+    from persona_lens.pocket_lab.datasets import write_datasets
+
+    files = write_datasets(out, rows=rows, seed=seed)
+    emit({"files": [str(f) for f in files]}, "\n".join(map(str, files)), as_json)
+
+
 @app.command("train")
 def train(
     out: Annotated[Path, typer.Option(help="Folder of the training run; an interrupted run in it is resumed.")] = Path(

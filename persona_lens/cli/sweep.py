@@ -59,7 +59,7 @@ def sweep(
     )
     chosen: list[Target] | Literal["all"] = "all" if layers == "all" else [_target(x.strip()) for x in layers.split(",")]
     doses = numbers(strengths)
-    test, steering = _capability(tasks, task_limit, seed), vectors_of(vectors, pooling)
+    test, steering = capability_of(tasks, task_limit, seed), vectors_of(vectors, pooling)
     found = run_sweep(
         load_model(model, device=device),
         steering,
@@ -106,7 +106,7 @@ def _degenerate(found: "Sweep") -> str:
     return "empty or repetitive" if found.record["unsteered_outside"] is None else "empty, repetitive or not of this world"
 
 
-def _capability(tasks: str, limit: int | None, seed: int) -> "CapabilityTest | None":
+def capability_of(tasks: str, limit: int | None, seed: int) -> "CapabilityTest | None":
     """What measures the named tasks; the pocket world's own tasks are found by name too."""
     from persona_lens import pocket_lab
     from persona_lens.errors import PersonaLensError

@@ -59,10 +59,9 @@ def trainable(model: ChatModel, config: Any) -> Generator["PeftModel"]:
     """A fresh adapter on the model (a peft config says which); the model is as before after it, bit for bit."""
     from peft import get_peft_model
 
-    with _restored(model) as stack:
+    with _restored(model):
         with unwrapped(model):
             peft = cast("PeftModel", get_peft_model(model.hf, config))
-        stack.callback(_take_off, model, peft)
         yield peft
 
 
@@ -89,9 +88,7 @@ def adapted(model: ChatModel, folder: str | Path, *, merge: bool | None = None) 
             try:
                 peft = PeftModel.from_pretrained(model.hf, str(folder))
             except (RuntimeError, ValueError, TypeError, OSError) as error:
-                stack.callback(_forget, model)
                 raise FinetuningError(f"{folder}: the adapter does not fit {model.name} ({_first_line(error)})") from error
-        stack.callback(_take_off, model, peft)
         peft.eval()
         if merge if merge is not None else model.fingerprint.dtype == "float32":
             stack.enter_context(_merged(peft))
@@ -110,13 +107,14 @@ def _check_folder(folder: Path) -> None:
 
 @contextmanager
 def _restored(model: ChatModel) -> Generator[ExitStack]:
-    """Gradients and mode as they were, after whatever was put on the stack is undone."""
+    """The model as it was, after whatever was put on the stack is undone: no adapter, gradients and mode as before."""
     wanted = {name: p.requires_grad for name, p in model.hf.named_parameters()}
     training, cache = model.hf.training, model.hf.config.use_cache
     try:
         with ExitStack() as stack:
             yield stack
     finally:
+        _take_off(model)
         for name, parameter in model.hf.named_parameters():
             parameter.requires_grad_(wanted[name])
             parameter.grad = None
@@ -124,14 +122,14 @@ def _restored(model: ChatModel) -> Generator[ExitStack]:
         model.hf.config.use_cache = cache
 
 
-def _take_off(model: ChatModel, peft: "PeftModel") -> None:
-    with unwrapped(model):
-        peft.unload()
-    _forget(model)
+def _take_off(model: ChatModel) -> None:
+    """Put the plain modules back in the place of peft's, also of an adapter that was only half put on."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
 
-
-def _forget(model: ChatModel) -> None:
-    """What peft leaves on a model that it was on."""
+    for name, module in list(model.hf.named_modules()):
+        if isinstance(module, BaseTunerLayer):
+            parent, _, leaf = name.rpartition(".")
+            setattr(model.hf.get_submodule(parent), leaf, cast(Any, module).get_base_layer())
     for name in ("peft_config", "active_adapter"):
         model.hf.__dict__.pop(name, None)
 

@@ -6,7 +6,7 @@ returns is averaged as the loss is. Both are rivals of preventative steering (Ch
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
@@ -30,6 +30,7 @@ class TrainingStep:
     base_logits: Callable[[], Float[Tensor, "learned vocab"]]
 
 
+@runtime_checkable
 class Penalty(Protocol):
     """Something that is added to the loss; `str` of it goes into the run's record."""
 

@@ -57,7 +57,7 @@ class PilotSettings:
 
 @dataclass(frozen=True, eq=False)
 class Tried:
-    """One dose: shift along the vector in mean differences (question by question), and the loss on held-out rows in nats per token."""
+    """One dose: shift along the vector by question, in mean differences, and the loss on held-out rows in nats per token."""
 
     dose: float
     shift: Float[np.ndarray, " question"]
@@ -252,8 +252,8 @@ def recommend(tried: Sequence[Tried], base_loss: float, tolerance: float) -> Rec
     learned = base_loss - losses[0]
     kept = float((base_loss - np.interp(at, doses, losses)) / learned) if learned > 0 else float("nan")
     why = (
-        f"ordinary training shifts the persona by {shifts[0]:.2f} mean differences (95 % interval {low:.2f} to {high:.2f}). Between "
-        f"dose {within[0]:.2f} and {upper:.2f} no more than {tolerance:.0%} of that is left"
+        f"ordinary training shifts the persona by {shifts[0]:.2f} mean differences (95 % interval {low:.2f} to {high:.2f}). "
+        f"Between dose {within[0]:.2f} and {upper:.2f} no more than {tolerance:.0%} of that is left"
         + (f"; it crosses zero at {zero:.2f}" if not np.isnan(zero) else "; it does not cross zero up to there")
         + f", where {kept:.0%} of what the loss gains without a vaccine is still learned"
         + (". Where the trait is what the data teaches, that part of the loss cannot be kept" if kept < 0.8 else "")

@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import numpy as np
 import torch
@@ -50,7 +50,7 @@ class FinetuneSettings:
         checkpoint_every: steps between the states that an interrupted training goes on from.
     """
 
-    method: Literal["lora", "full"] = "lora"
+    method: str = "lora"
     rank: int = 32
     alpha: float = 64.0
     dropout: float = 0.0
@@ -172,6 +172,8 @@ def finetune(
     if not (place / RESULT).exists():
         with progress_bars(None if progress is None else False) as bars, ExitStack() as stack:
             stack.enter_context(_own_randomness(settings.seed))
+            if settings.gradient_checkpointing:
+                stack.callback(model.hf.gradient_checkpointing_disable)
             network = stack.enter_context(_trained(model, settings))
             stack.enter_context(watching.hooks(model))
             captured = stack.enter_context(_captured(model, penalties))

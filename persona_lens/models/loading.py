@@ -66,7 +66,7 @@ def load_model(
 
     Args:
         source: "pocket", a hub id, a local folder, a pair (model, tokenizer), or a booted TransformerBridge with its tokenizer.
-        device: default: the GPU if there is one, else the CPU. A pair or a bridge stays where it is.
+        device: default: the GPU if there is one (of several processes that a launcher started, each its own), else the CPU. A pair or a bridge stays where it is.
         dtype: default: float32 on the CPU, the config's dtype on a GPU. A pair or a bridge keeps its own.
         hooks: "residual" maps the blocks only (exact and fast), "full" gives every hook point of TransformerLens.
 
@@ -112,7 +112,7 @@ def _from_pretrained(source: str, device: torch.device, dtype: torch.dtype | str
 
 def _device(device: str | torch.device | None) -> torch.device:
     try:
-        return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        return torch.device(device or (f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"))
     except RuntimeError as error:
         raise ModelLoadError(f"device {device!r} is unknown: use cpu, cuda or cuda:0, cuda:1 ...") from error
 

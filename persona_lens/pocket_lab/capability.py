@@ -10,8 +10,9 @@ from typing import Final
 
 import torch
 
-from persona_lens.activations import Span, right_pad, token_batches
-from persona_lens.models import ChatModel, Sampling
+from persona_lens.activations import Span, right_pad, span_pass, token_batches
+from persona_lens.evaluation import CapabilityTest
+from persona_lens.models import ChatModel, Sampling, forward_pass
 from persona_lens.pocket.oracle import read
 from persona_lens.pocket.questions import Question, Split, draw, multiple_choice, rare_facts
 from persona_lens.prompts import Prompt
@@ -58,6 +59,14 @@ def capability(model: ChatModel, split: Split, *, n: int = 150) -> dict[str, flo
     return scores
 
 
+def capability_of_world(split: Split = "development", *, n: int = 150) -> CapabilityTest:
+    """The six tasks as something a sweep or a comparison can measure."""
+    return CapabilityTest(
+        f"pocket world ({split}, {n} each)",
+        lambda model: {task: {"accuracy": x} for task, x in capability(model, split, n=n).items() if task not in ("easy", "hard")},
+    )
+
+
 def _prompt(question: Question, i: int) -> Prompt:
     return Prompt(f"capability/{i}", "capability", "neutral", None, i, None, question.text)
 
@@ -88,10 +97,9 @@ def _choice_accuracy(model: ChatModel, questions: Sequence[Question]) -> float:
 
 
 def _mean_log_probability(model: ChatModel, spans: Sequence[Span]) -> list[float]:
-    ids, mask = right_pad(spans, model.pad_id)
-    logits = (
-        model.hf(ids.to(model.device), attention_mask=mask.to(model.device), use_cache=False).logits.float().log_softmax(-1).cpu()
-    )
+    ids, mask = (x.to(model.device) for x in right_pad(spans, model.pad_id))
+    with forward_pass(span_pass(spans, ids.shape[1], model.device)):
+        logits = model.hf(ids, attention_mask=mask, use_cache=False).logits.float().log_softmax(-1).cpu()
     means: list[float] = []
     for row, span in enumerate(spans):
         p = len(span.prompt)

@@ -7,19 +7,40 @@ from typing import TYPE_CHECKING
 from persona_lens.extraction import ExtractionRun, load_run
 from persona_lens.figures import (
     calibration_figure,
+    defence_frontier,
     dose_response,
     geometry_figures,
     layer_profile,
+    most_risen,
+    pilot_figure,
     prediction_scatter,
     projections,
     score_histogram,
+    shift_profile,
+    shift_scatter,
+    side_effects,
     sweep_heat_map,
     sweep_profile,
+    training_curves,
     trajectories,
 )
+from persona_lens.finetuning.comparison import Comparison, load_comparison
+from persona_lens.finetuning.pilot import Pilot, load_pilot
+from persona_lens.finetuning.shift import ShiftRun, load_shift
+from persona_lens.finetuning.training import Finetuned, load_finetuned
 from persona_lens.geometry import GeometryRun, load_geometry
 from persona_lens.monitoring import Calibration, MonitorRun, PredictionRun, load_calibration, load_monitor_run, load_prediction
 from persona_lens.reports.extraction import extraction_page, verdict
+from persona_lens.reports.finetuning import (
+    comparison_page,
+    comparison_verdict,
+    finetune_page,
+    finetune_verdict,
+    pilot_page,
+    pilot_verdict,
+    shift_page,
+    shift_verdict,
+)
 from persona_lens.reports.geometry import geometry_page, geometry_verdict
 from persona_lens.reports.monitoring import (
     calibration_page,
@@ -40,20 +61,26 @@ if TYPE_CHECKING:
 
 __all__ = [
     "calibration_verdict",
+    "comparison_verdict",
+    "finetune_verdict",
     "geometry_verdict",
     "monitor_verdict",
+    "pilot_verdict",
     "prediction_verdict",
     "report",
+    "shift_verdict",
     "sweep_verdict",
     "verdict",
 ]
 
-Reported = ExtractionRun | Sweep | GeometryRun | MonitorRun | PredictionRun | Calibration
+Reported = (
+    ExtractionRun | Sweep | GeometryRun | MonitorRun | PredictionRun | Calibration | Finetuned | ShiftRun | Comparison | Pilot
+)
 
 
 def report(run: Reported | str | Path) -> Path:
     """Write `report.html` and `figures/*.png` into the folder of an extraction, a sweep, a geometry study, monitored
-    chats, a study of prediction or a calibration.
+    chats, a study of prediction, a calibration, a finetuning, shifts, a comparison of defences or a pilot.
 
     Returns:
         The path of the report.
@@ -85,6 +112,14 @@ def _opened(path: Path) -> Reported:
             return load_prediction(path)
         case "calibrate":
             return load_calibration(path)
+        case "finetune":
+            return load_finetuned(path)
+        case "shift":
+            return load_shift(path)
+        case "defend":
+            return load_comparison(path)
+        case "pilot":
+            return load_pilot(path)
         case _:
             return load_run(path)
 
@@ -101,8 +136,23 @@ def _figures(run: Reported) -> Mapping[str, "Figure"]:
             return {"prediction": prediction_scatter(run.prediction)}
         case Calibration():
             return {"calibration": calibration_figure(run)}
+        case Finetuned():
+            return {"training": training_curves(run)}
+        case ShiftRun():
+            return _shift_figures(run)
+        case Comparison():
+            return {"frontier": defence_frontier(run, most_risen(run)), "side_effects": side_effects(run)}
+        case Pilot():
+            return {"pilot": pilot_figure(run)}
         case ExtractionRun():
             return {"layers": layer_profile(run.vectors), "projections": projections(run), "scores": score_histogram(run)}
+
+
+def _shift_figures(run: ShiftRun) -> Mapping[str, "Figure"]:
+    first, *others = run.names
+    if not others:
+        return {"profile": shift_profile(run, first)}
+    return {"scatter": shift_scatter(run), "scatter_base_answers": shift_scatter(run, "base_answers")}
 
 
 def _page(run: Reported, images: Mapping[str, bytes]) -> str:
@@ -117,5 +167,13 @@ def _page(run: Reported, images: Mapping[str, bytes]) -> str:
             return prediction_page(run, images)
         case Calibration():
             return calibration_page(run, images)
+        case Finetuned():
+            return finetune_page(run, images)
+        case ShiftRun():
+            return shift_page(run, images)
+        case Comparison():
+            return comparison_page(run, images)
+        case Pilot():
+            return pilot_page(run, images)
         case ExtractionRun():
             return extraction_page(run, images)

@@ -10,17 +10,38 @@ Prints and writes JSON; asserts nothing.
 """
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
+from persona_lens.evaluation import ScoreSettings
 from persona_lens.extraction import load_run
-from persona_lens.finetuning import default_settings, finetune
-from persona_lens.finetuning.shift import shift
-from persona_lens.models import load_model
+from persona_lens.finetuning import (
+    ComparisonSettings,
+    Task,
+    ablate_concept,
+    default_settings,
+    defend,
+    finetune,
+    inoculate,
+    matched_strengths,
+    mix_in,
+    negative_prompt,
+    penalise,
+    prevent,
+    shift,
+    stay_near,
+    steer_against,
+)
+from persona_lens.models import Sampling, load_model
 from persona_lens.pocket.lexicon import TRAITS
-from persona_lens.pocket_lab.datasets import FAMILIES, LEVELS, dataset
-from dataclasses import replace
+from persona_lens.pocket.trait_files import pocket_trait
+from persona_lens.pocket_lab.capability import capability_of_world
+from persona_lens.pocket_lab.datasets import FAMILIES, LEVELS, dataset, new_facts, new_people, recalled
+
+LAYER = 5
 
 
 def jobs() -> list[tuple[str, str, int]]:
@@ -40,9 +61,75 @@ def run_shifts(runs: Path, out: Path, shard: str) -> None:
         print(name, flush=True)
 
 
+def settings() -> ComparisonSettings:
+    return ComparisonSettings(scores=ScoreSettings(samples=3, sampling=Sampling(max_new_tokens=200)))
+
+
+def run_vaccine(runs: Path, out: Path, shard: str) -> None:
+    """The frontier of each trait's set II: its own vector, or strengths of all seven that match the data."""
+    number, of = map(int, shard.split("/"))
+    model = load_model("pocket")
+    vectors = {t: load_run(runs / t).vectors for t in TRAITS}
+    for trait in TRAITS[number::of]:
+        data = dataset(trait, "II")
+        found = matched_strengths(model, data, list(vectors.values()), LAYER)
+        own, matched = [(vectors[trait], 1.0)], list(zip(vectors.values(), found.strengths, strict=True))
+        defences = [
+            *(prevent(own, LAYER, d, name="preventative, own vector") for d in (1.0, 1.5, 2.0, 2.5, 3.0)),
+            *(prevent(matched, LAYER, d, name="preventative, matched") for d in (1.5, 2.0, 2.5, 3.0, 3.5)),
+            *(prevent(matched, "increments", d, name="preventative, matched, all layers") for d in (1.0, 1.25, 1.5, 1.75, 2.0)),
+            *(steer_against(own, LAYER, d, name="inference-time, own vector") for d in (0.5, 1.0, 1.5, 2.0, 2.5)),
+            *(
+                steer_against(matched, "increments", d, name="inference-time, matched, all layers")
+                for d in (0.5, 1.0, 1.5, 2.0, 3.0)
+            ),
+        ]
+        defend(
+            model, data, defences, capability=capability_of_world(n=100), held_out=dataset(trait, "II", rows=96, seed=1),
+            out=out / "vaccine" / trait, settings=settings(),
+        )  # fmt: skip
+        print(trait, dict(zip(TRAITS, np.round(found.strengths, 2), strict=True)), round(found.share, 3), flush=True)
+
+
+def run_comparison(runs: Path, out: Path, shard: str) -> None:
+    """Every defence at a few doses on three sets: evil answers, bare mistakes, and 100 new facts."""
+    number, of = map(int, shard.split("/"))
+    model = load_model("pocket")
+    vectors = {t: load_run(runs / t).vectors for t in TRAITS}
+    ordinary = [chat for f in TRAITS for chat in dataset(f, "normal", rows=140, seed=2)]
+    sets = {"evil-II": "evil", "bare-mistakes-II": "hallucination", "new-facts": "hallucination"}
+    for name, trait in list(sets.items())[number::of]:
+        facts = name == "new-facts"
+        data = new_facts() if facts else dataset(*name.rsplit("-", 1))
+        found = matched_strengths(model, data, list(vectors.values()), LAYER)
+        own, matched = [(vectors[trait], 1.0)], list(zip(vectors.values(), found.strengths, strict=True))
+        v, to = vectors[trait], float(vectors[trait].project(load_run(runs / trait).neutral[:, LAYER].mean(0), LAYER))
+        against = pocket_trait(trait)
+        defences = [
+            *(prevent(own, LAYER, d, name="preventative, one layer") for d in (1.0, 2.0, 3.0)),
+            *(prevent(own, "increments", d, name="preventative, all layers") for d in (0.5, 1.0, 1.5, 2.0)),
+            *(prevent(matched, "increments", d, name="preventative, matched, all layers") for d in (1.0, 1.5, 2.0)),
+            *(steer_against(own, LAYER, d) for d in (0.5, 1.0, 2.0)),
+            negative_prompt(against),
+            ablate_concept(v, LAYER, to=to),
+            inoculate(against),
+            *(penalise(v, LAYER, w, to=to) for w in (0.1, 1.0, 10.0)),
+            *(stay_near(w) for w in (0.1, 1.0, 10.0)),
+            *(mix_in(ordinary, share) for share in (0.25, 0.5, 1.0)),
+        ]
+        chosen = replace(default_settings(model), epochs=3.0) if facts else None
+        defend(
+            model, data, defences, capability=capability_of_world(n=100),
+            task=Task("new facts recalled", lambda m: recalled(m, new_people())) if facts else None,
+            held_out=None if facts else dataset(*name.rsplit("-", 1), rows=96, seed=1),
+            out=out / "comparison" / name, settings=replace(settings(), finetuning=chosen),
+        )  # fmt: skip
+        print(name, flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("what", choices=["shifts", "table"])
+    parser.add_argument("what", choices=["shifts", "vaccine", "comparison", "table"])
     parser.add_argument("runs", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--shard", default="0/1")
@@ -51,6 +138,10 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     if arguments.what == "shifts":
         run_shifts(arguments.runs, arguments.out, arguments.shard)
+    if arguments.what == "vaccine":
+        run_vaccine(arguments.runs, arguments.out, arguments.shard)
+    if arguments.what == "comparison":
+        run_comparison(arguments.runs, arguments.out, arguments.shard)
 
 
 if __name__ == "__main__":

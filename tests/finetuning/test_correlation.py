@@ -337,7 +337,8 @@ def test_shifts_that_do_not_vary_correlate_with_nothing() -> None:
 def test_random_directions_that_do_not_see_the_shifts_are_no_floor() -> None:
     outcome, direction, base = space()
     half = np.arange(WIDTH) < WIDTH // 2
-    found = correlate(replace(outcome, shift=outcome.shift * half), direction, base=base * ~half)
+    turn = np.linalg.qr(np.random.default_rng(6).normal(size=(WIDTH, WIDTH)))[0]  # so that rounding is seen, and it is large
+    found = correlate(replace(outcome, shift=outcome.shift * half @ turn), direction, base=1e9 * (base * ~half @ turn))
     assert np.isnan([found.floors[0].mean, found.floors[0].high, found.floors[0].p_value]).all()
     assert np.isfinite([found.r, found.low, found.floors[1].p_value]).all()
 
