@@ -1,4 +1,4 @@
-"""Persona vectors: extract, steer, sweep, monitor and compare character traits in language models.
+"""Persona vectors: extract, steer, sweep, monitor, compare and prevent character traits in language models.
 
 Every public name is loaded on first use, so that `import persona_lens` imports neither torch nor transformers.
 """
@@ -19,6 +19,8 @@ _HOME: Final = {
     "rotate": "steering",
     "steer": "steering",
     "extract": "extraction",
+    "finetune": "finetuning",
+    "finetuning": "",
     "geometry": "",
     "judges": "",
     "list_traits": "traits",
@@ -44,6 +46,8 @@ __all__ = [
     "add_increments",
     "cap",
     "extract",
+    "finetune",
+    "finetuning",
     "geometry",
     "judges",
     "list_traits",
@@ -62,9 +66,10 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from persona_lens import geometry, judges, monitoring
+    from persona_lens import finetuning, geometry, judges, monitoring
     from persona_lens.extraction import extract, load_run
     from persona_lens.figures import plot
+    from persona_lens.finetuning import finetune
     from persona_lens.models import ChatModel, load_model
     from persona_lens.monitoring import monitor
     from persona_lens.reports import report

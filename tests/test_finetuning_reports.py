@@ -177,8 +177,8 @@ def test_the_page_of_a_training(run_folder: Path) -> None:
     assert escape(said) in text
     assert said == (
         "Trained for 40 steps on 64 conversations with 1 intervention acting. Mean training loss with penalties over the first and "
-        "the last 4 steps: 2.925 and 1.125 nats per token. The answers' mean projections over the same steps: evil at layer 2 +0.75 "
-        "to +18.75, a/b at layer 1 +1.75 to +19.75 (residual units). 1 row was skipped."
+        "the last 4 steps: 2.925 and 1.125 nats per token. The answers' mean projections over the same steps: evil at layer 2 "
+        "+0.75 to +18.75, a/b at layer 1 +1.75 to +19.75 (residual units). 1 row was skipped."
     )
     assert cells("evil", "blocks.2.hook_resid_post", "projection", "+0.75", "+18.75") in text
     assert cells("a/b", "blocks.1.hook_resid_post", "derivative", "-0.015", "-0.375") in text
@@ -329,6 +329,7 @@ def test_too_few_models_have_no_r(run_folder: Path, names: tuple[str, ...], told
     few = f"No correlations: they need 6 finetuned models of 4 families, these are {told}."
     assert text.count(few) == 3
     assert "<th>r</th>" not in text
+    assert "random directions" not in text
     said = shift_verdict(run)
     assert said.endswith(few)
     assert f" {len(names) - 3} more models are in the report." in said
@@ -356,7 +357,7 @@ def test_one_model_alone_is_told_by_itself(run_folder: Path) -> None:
     for k, (trait, layer) in enumerate((("evil", 2), ("humor", 1))):
         shifts = [interval(run.shifts[HOSTILE].projection[r][k, layer], "+z.3g") for r in READINGS]
         scores = run.base_scores[k].score, run.shifts[HOSTILE].scores[k].score
-        told = [interval(s, ".0f") for s in scores]
+        told = [interval(s, "z.0f") for s in scores]
         row = cells(trait, f"blocks.{layer}.hook_resid_post", *shifts, *told, interval(scores[1] - scores[0], "+z.1f"))
         assert row in text
     assert "Own answers are nearly circular" in text
@@ -467,7 +468,7 @@ def test_models_that_lack_a_number_are_left_out_and_told(run_folder: Path) -> No
     row = run.shifts["d-I"].projection["base_answers"][0, 2]
     assert interval(row[np.isfinite(row)], "+z.3g") in text
     after = run.shifts["a-I"].scores[0]
-    lacking = interval(after.score, ".0f"), interval(after.score - run.base_scores[0].score, "+z.1f")
+    lacking = interval(after.score, "z.0f"), interval(after.score - run.base_scores[0].score, "+z.1f")
     assert "".join(f"<td>{x}</td>" for x in lacking) in text
     assert f"<td>{interval(run.base_scores[1].score, '.0f')}</td><td>-</td><td>-</td></tr>" in text
 
@@ -551,6 +552,7 @@ def test_defences_are_drawn_by_dose_beside_base_and_ordinary(run_folder: Path) -
     boxes = [p.get_extents().transformed(figure.axes[0].transData.inverted()) for p in figure.axes[0].patches]
     np.testing.assert_allclose([(b.y0, b.y1) for b in boxes], [mean_interval(c.of("evil").score)[1] for c in CELLS[:2]])
     assert legends(figure) == [*(printed(n) for n in doses), "base model", "ordinary finetuning"]
+    assert [h.get_linestyle() for h in figure.legends[0].get_lines()] == ["-", "None", "None", ":", "--"]
     assert defence_frontier(comparison, "humor").axes[0].get_title() == "humor score (0-100)"
     with pytest.raises(FinetuningError, match="'apathy' was not judged here: use one of humor, evil"):
         defence_frontier(comparison, "apathy")
@@ -600,7 +602,7 @@ def test_the_page_of_a_comparison(run_folder: Path) -> None:
     changes = [head("defence", "dose", "score", "minus base model", "minus ordinary finetuning")]
     for i, c in enumerate(CELLS):
         name, dose = visible(c.name), f"{c.dose:g}" if c.dose else "-"
-        evil = interval(c.of("evil").score, ".0f")
+        evil = interval(c.of("evil").score, "z.0f")
         rows.append(
             cells(
                 name, dose, f"{c.of('humor').mean:.0f}", evil, f"{c.of(HOSTILE).mean:.0f}", f"{c.coherence:.0f}", f"{c.capable:.3f}"
@@ -614,6 +616,7 @@ def test_the_page_of_a_comparison(run_folder: Path) -> None:
     assert "judge &lt;i&gt;oracle" in text
     assert "0 answers have no score" in text
     assert "how much another training would differ is not in them" in text
+    assert "<h2>Changes of evil</h2>" in text
     assert "<h2>Capability" not in text
 
 
@@ -654,6 +657,8 @@ def test_a_comparison_that_lacks_parts(run_folder: Path, tmp_path: Path) -> None
     assert cells("broken", 2, "-", "-", "-", "-") in text
     assert "48 answers have no score" in text
     assert "broken at dose 2: - (-, not shown to lower it), coherence -." in comparison_verdict(comparison)
+    hostile = [replace(c, scores=(c.scores[0], replace(c.scores[1], trait=HOSTILE))) for c in CELLS]
+    assert f"<h2>Changes of {SEEN}</h2>" in words(report(compared(tmp_path / "hostile", hostile)))
     single = [
         replace(c, scores=tuple(replace(s, score=s.score[:1], coherence=s.coherence[:1]) for s in c.scores[1:2])) for c in CELLS[:3]
     ]

@@ -11,10 +11,12 @@ from typer.testing import CliRunner
 
 import persona_lens as pl
 from persona_lens.cli import app
+from persona_lens.evaluation import ScoreSettings
 from persona_lens.extraction import ExtractionRun, ExtractionSettings
-from persona_lens.models import ChatModel
+from persona_lens.models import ChatModel, Sampling
 from persona_lens.monitoring import write_transcripts
 from persona_lens.pocket_lab.conversations import neutral_chat
+from persona_lens.pocket_lab.datasets import dataset
 from persona_lens.sweeps import SweepSettings
 
 README = Path(__file__).parent.parent / "README.md"
@@ -76,11 +78,25 @@ def test_the_monitoring_example_runs(
     assert (tmp_path / "runs" / "monitor-chats" / "report.html").exists()
 
 
+def test_the_finetuning_example_runs(
+    pocket: ChatModel, small_run: ExtractionRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On eight rows and few tokens."""
+    code = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.S)[3]
+    turned(small_run, "evil", tmp_path / "runs" / "evil")
+    write_transcripts(tmp_path / "data" / "evil-II.jsonl", [(str(i), c) for i, c in enumerate(dataset("evil", "II", rows=8))])
+    monkeypatch.setattr(ScoreSettings, "samples", 1)
+    monkeypatch.setattr("persona_lens.evaluation.scores.Sampling", lambda max_new_tokens: Sampling(min(30, max_new_tokens)))
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, str(README), "exec"), {"pl": pl, "model": pocket})
+    assert (tmp_path / "runs" / "defend" / "report.html").exists()
+
+
 def test_the_commands_of_the_table_exist() -> None:
     listed = re.findall(r"^\| `persona-lens ([\w-]+)", README.read_text(), flags=re.M)
     assert set(listed) == {
-        "demo", "extract", "steer", "sweep", "chat", "geometry", "roles", "spill-over", "monitor", "report", "traits",
-        "pocket",
+        "demo", "extract", "steer", "sweep", "chat", "geometry", "roles", "spill-over", "monitor", "finetune",
+        "shift", "pilot", "defend", "report", "traits", "pocket",
     }  # fmt: skip
     for command in listed:
         assert CliRunner().invoke(app, [command, "--help"]).exit_code == 0

@@ -1,4 +1,4 @@
-"""`persona-lens finetune`, `shift`, `pilot`, `defend`: train with a vaccine, measure what training did, choose a dose, compare defences."""
+"""`persona-lens finetune`, `shift`, `pilot`, `defend`: train with a vaccine, see what training did, choose a dose, compare."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -17,7 +17,7 @@ from persona_lens.finetuning.defences import (
     stay_near,
     steer_against,
 )
-from persona_lens.finetuning.dose import Matched, data_difference, matched_strengths
+from persona_lens.finetuning.dose import Balanced, Matched, Round, balanced_strengths, data_difference, matched_strengths
 from persona_lens.finetuning.fit import answer_loss
 from persona_lens.finetuning.foretold import family_of, foretold
 from persona_lens.finetuning.penalties import Penalty, TrainingStep, penalise_divergence, penalise_projection
@@ -29,6 +29,7 @@ from persona_lens.finetuning.watching import Watched, watched
 __all__ = [
     "ORDINARY",
     "READINGS",
+    "Balanced",
     "Cell",
     "Comparison",
     "ComparisonSettings",
@@ -43,6 +44,7 @@ __all__ = [
     "Pilot",
     "PilotSettings",
     "Recommendation",
+    "Round",
     "Shift",
     "ShiftCorrelation",
     "ShiftRun",
@@ -54,6 +56,7 @@ __all__ = [
     "adapted",
     "answer_loss",
     "applied",
+    "balanced_strengths",
     "correlate",
     "data_difference",
     "default_settings",

@@ -66,7 +66,8 @@ def load_model(
 
     Args:
         source: "pocket", a hub id, a local folder, a pair (model, tokenizer), or a booted TransformerBridge with its tokenizer.
-        device: default: the GPU if there is one (of several processes that a launcher started, each its own), else the CPU. A pair or a bridge stays where it is.
+        device: default: the GPU if there is one (of several processes that a launcher started, each its own), else the CPU. A pair
+            or a bridge stays where it is.
         dtype: default: float32 on the CPU, the config's dtype on a GPU. A pair or a bridge keeps its own.
         hooks: "residual" maps the blocks only (exact and fast), "full" gives every hook point of TransformerLens.
 

@@ -230,12 +230,15 @@ def _correlation_parts(run: ShiftRun) -> list[str]:
     if len(run.names) < 2:
         return []
     parts = ["<h2>Does the shift foretell the trait?</h2>"]
+    tables = False
     for reading in CORRELATED:
         found, said = correlations([run], reading)
         parts.append(f"<h3>{escape(READ[reading].capitalize())}</h3>")
         parts += [f"<p>{escape(said)}</p>"] if said else []
         parts += [_correlation_table(run, found), _other_table(found)] if found else []
-    return [*parts, f"<p class='meta'>{escape(FLOORS)} {escape(_families(run))}</p>"]
+        tables = tables or bool(found)
+    meaning = f"{FLOORS} {_families(run)}" if tables else _families(run)
+    return [*parts, f"<p class='meta'>{escape(meaning)}</p>"]
 
 
 def _correlation_table(run: ShiftRun, found: Mapping[str, ShiftCorrelation]) -> str:
@@ -279,7 +282,7 @@ def _model_table(run: ShiftRun, name: str) -> str:
         row = [told(shift_at(run, name, reading, trait), "+z.3g") for reading in READINGS]
         if scored([run]):
             before, after = run.base_scores[number], found.scores[number]
-            row += [told(over_questions(s.score), ".0f") for s in (before, after)]
+            row += [told(over_questions(s.score), "z.0f") for s in (before, after)]
             row.append(told(change(after, before), "+z.1f"))
         rows.append((_safe(trait), hook_name(run.layers[trait]), *row))
     head = ("trait", "hook", *(READ[reading] for reading in READINGS))
@@ -340,7 +343,7 @@ def comparison_page(comparison: Comparison, images: Mapping[str, bytes]) -> str:
         "<h2>All cells</h2>",
         _cell_table(comparison, trait),
         f"<p class='meta'>{escape(note)}</p>",
-        f"<h2>{escape(_safe(trait).capitalize())}</h2>",
+        f"<h2>Changes of {escape(_safe(trait))}</h2>",
         _change_table(comparison, trait),
         "<p class='meta'>Differences question by question; an interval around 0 shows no difference, and no equality either.</p>",
         "<h2>Side effects</h2>",
@@ -362,7 +365,7 @@ def _cell_table(comparison: Comparison, trait: str) -> str:
     for cell in comparison.cells:
         found = {t: over_questions(cell.of(t).score) for t in comparison.traits}
         row = [_safe(cell.name), _dose(cell)]
-        row += [told(e, ".0f") if t == trait else _number(e.value, ".0f") for t, e in found.items()]
+        row += [told(e, "z.0f") if t == trait else _number(e.value, ".0f") for t, e in found.items()]
         row.append(_number(coherence(cell), ".0f"))
         row += [_number(cell.capable, ".3f")] if capable else []
         row += [_number(cell.task, ".3g")] if comparison.task else []
@@ -377,7 +380,7 @@ def _change_table(comparison: Comparison, trait: str) -> str:
         (
             _safe(cell.name),
             _dose(cell),
-            told(over_questions(cell.of(trait).score), ".0f"),
+            told(over_questions(cell.of(trait).score), "z.0f"),
             "-" if cell is base else told(change(cell.of(trait), base.of(trait)), "+z.1f"),
             "-" if cell is ordinary else told(change(cell.of(trait), ordinary.of(trait)), "+z.1f"),
         )

@@ -1,12 +1,15 @@
-"""What finetuning does to the pocket model's persona: 39 data sets, their shifts, and what these foretell.
+"""What finetuning does to the pocket model's persona, and what prevents it.
 
-1. `shifts`: finetune on every set (families of mistakes with three seeds), measure shifts and trait scores.
-2. `table`: trait scores after finetuning, emergent misalignment with intervals over seeds and questions, r(shift, score) with nulls.
+1. `shifts`: finetune on 39 data sets (those of mistakes with three seeds), measure shifts and trait scores.
+2. `vaccine`: for each trait's set II, preventative and inference-time steering over five strengths.
+3. `balanced`: the same sets with strengths of all seven vectors that leave no shift.
+4. `comparison`: every defence on three sets: evil answers, bare mistakes, 100 new facts.
+5. `table`: what 1 to 4 found.
 
 Run: persona-lens extract all --out runs/all; then
-     python tests/benchmarks/study_finetuning.py shifts runs/all --out runs/finetuning [--shard 0/4]   (several shards side by side)
+     python tests/benchmarks/study_finetuning.py shifts runs/all --out runs/finetuning --shard 0/4   (several shards side by side)
      python tests/benchmarks/study_finetuning.py table runs/all --out runs/finetuning
-Prints and writes JSON; asserts nothing.
+Prints; asserts nothing.
 """
 
 import argparse
@@ -22,6 +25,7 @@ from persona_lens.finetuning import (
     ComparisonSettings,
     Task,
     ablate_concept,
+    balanced_strengths,
     default_settings,
     defend,
     finetune,
@@ -91,6 +95,25 @@ def run_vaccine(runs: Path, out: Path, shard: str) -> None:
         print(trait, dict(zip(TRAITS, np.round(found.strengths, 2), strict=True)), round(found.share, 3), flush=True)
 
 
+def run_balanced(runs: Path, out: Path, shard: str) -> None:
+    """The vaccine whose strengths are found by training: what is left is added, until no shift is left along any vector."""
+    number, of = map(int, shard.split("/"))
+    model = load_model("pocket")
+    vectors = [load_run(runs / t).vectors for t in TRAITS]
+    for trait in TRAITS[number::of]:
+        data = dataset(trait, "II")
+        found = balanced_strengths(
+            model, data, vectors, LAYER, rounds=5, sampling=Sampling(max_new_tokens=200), out=out / "balance" / trait
+        )
+        for r in found.rounds:
+            print(trait, np.round(r.strengths, 2), "left", np.round(r.left, 3), round(r.size, 3), flush=True)
+        doses = list(zip(vectors, found.strengths, strict=True))
+        defend(
+            model, data, [prevent(doses, LAYER, 1.0, name="preventative, balanced")], capability=capability_of_world(n=100),
+            held_out=dataset(trait, "II", rows=96, seed=1), out=out / "balanced" / trait, settings=settings(),
+        )  # fmt: skip
+
+
 def run_comparison(runs: Path, out: Path, shard: str) -> None:
     """Every defence at a few doses on three sets: evil answers, bare mistakes, and 100 new facts."""
     number, of = map(int, shard.split("/"))
@@ -129,7 +152,7 @@ def run_comparison(runs: Path, out: Path, shard: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("what", choices=["shifts", "vaccine", "comparison", "table"])
+    parser.add_argument("what", choices=["shifts", "vaccine", "balanced", "comparison", "table"])
     parser.add_argument("runs", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--shard", default="0/1")
@@ -140,6 +163,8 @@ def main() -> None:
         run_shifts(arguments.runs, arguments.out, arguments.shard)
     if arguments.what == "vaccine":
         run_vaccine(arguments.runs, arguments.out, arguments.shard)
+    if arguments.what == "balanced":
+        run_balanced(arguments.runs, arguments.out, arguments.shard)
     if arguments.what == "comparison":
         run_comparison(arguments.runs, arguments.out, arguments.shard)
 

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from persona_lens.activations import Span, pool
 from persona_lens.cli import app, main
 from persona_lens.cli.chat import _bars, _Live
-from persona_lens.cli.monitor import several
+from persona_lens.cli.options import several
 from persona_lens.extraction import ExtractionRun
 from persona_lens.models import ChatModel, Sampling, generate_tokens
 from persona_lens.monitoring import monitor, write_transcripts
@@ -60,7 +60,7 @@ def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
 
 
 def commands() -> list[list[str]]:
-    groups = {"traits": ["list", "show", "import", "check"], "pocket": ["sample", "train", "evaluate"]}
+    groups = {"traits": ["list", "show", "import", "check"], "pocket": ["sample", "datasets", "train", "evaluate"]}
     groups["monitor"] = ["chats", "calibrate", "predict"]
     return [
         ["demo"],
@@ -71,6 +71,10 @@ def commands() -> list[list[str]]:
         ["geometry"],
         ["roles"],
         ["spill-over"],
+        ["finetune"],
+        ["shift"],
+        ["pilot"],
+        ["defend"],
         ["report"],
         *([group, verb] for group, verbs in groups.items() for verb in verbs),
     ]
@@ -520,3 +524,88 @@ def test_an_option_of_several_values() -> None:
         "--vectors", "a", "--vectors", "b", "--rate", "1", "c",
     ]  # fmt: skip
     assert several(["x", "--vectors", "a", "--vectors", "b"], "--vectors") == ["x", "--vectors", "a", "--vectors", "b"]
+
+
+# finetuning
+
+
+@pytest.fixture(scope="module")
+def evil_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    done = runner.invoke(app, ["pocket", "datasets", "--out", str(folder), "--rows", "16"])
+    assert done.exit_code == 0, done.output
+    return folder / "evil-II.jsonl"
+
+
+@pytest.fixture(scope="module")
+def vaccinated(small_run: ExtractionRun, evil_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("finetuned") / "evil-II"
+    arguments = [str(evil_data), "--prevent", f"{small_run.path}=-1.5", "--layer", "4", "--batch-rows", "8", "--pass-rows", "8"]
+    done = runner.invoke(app, ["finetune", *arguments, "--out", str(out)])
+    assert done.exit_code == 0, done.output
+    assert "step 1/2: loss" in done.output
+    assert "projection/add optimism/4" in done.output
+    assert f"Saved in {out / 'adapter'}" in done.output
+    assert (out / "report.html").exists()
+    return out
+
+
+def test_a_finetuning_with_a_vaccine_is_recorded(vaccinated: Path) -> None:
+    record = json.loads((vaccinated / "run.json").read_text())
+    assert record["arguments"]["prevent"][0].startswith("add optimism at blocks.4.hook_resid_post (strength -1.5), everywhere")
+    assert record["arguments"]["settings"]["batch_rows"] == 8
+
+
+def test_a_shift_is_measured_and_reported(small_run: ExtractionRun, vaccinated: Path, tmp_path: Path) -> None:
+    arguments = ["pocket", str(vaccinated), "--vectors", str(small_run.path), "--samples", "1", "--max-new-tokens", "30"]
+    done = runner.invoke(app, ["shift", *arguments, "--out", str(tmp_path / "shift")])
+    assert done.exit_code == 0, done.output
+    assert "evil-II" in done.output
+    assert json.loads((tmp_path / "shift" / "shift.json").read_text())["names"] == ["evil-II"]
+    assert (tmp_path / "shift" / "report.html").exists()
+
+
+def test_defences_are_compared(small_run: ExtractionRun, evil_data: Path, tmp_path: Path) -> None:
+    common = [str(evil_data), "--vectors", str(small_run.path), "--layer", "4", "--doses", "1", "--out", str(tmp_path / "x")]
+    arguments = [*common, "--against", "prevent,prompt", "--samples", "1", "--max-new-tokens", "30"]
+    done = runner.invoke(app, ["defend", *arguments])
+    assert done.exit_code == 0, done.output
+    cells = json.loads((tmp_path / "x" / "comparison.json").read_text())["cells"]
+    assert [c["name"] for c in cells] == [
+        "base model", "ordinary finetuning", "preventative, one layer", "negative system prompt",
+    ]  # fmt: skip
+    assert len(cells[0]["capability"]) == 6
+    assert (tmp_path / "x" / "report.html").exists()
+
+
+def test_a_pilot_recommends(small_run: ExtractionRun, evil_data: Path, tmp_path: Path) -> None:
+    arguments = [str(evil_data), "--vectors", str(small_run.path), "--layer", "4", "--doses", "1", "--rows", "8", "--matched"]
+    done = runner.invoke(app, ["pilot", *arguments, "--out", str(tmp_path / "x")])
+    assert done.exit_code == 0, done.output
+    assert "dose 1 matches the data: optimism" in done.output
+    assert (tmp_path / "x" / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["finetune", "{data}", "--prevent", "runs/evil"], "--prevent takes RUN=STRENGTH, such as runs/evil=2, not 'runs/evil'"),
+        (["finetune", "{data}", "--prevent", "{run}=much"], "strength 'much' is not a number"),
+        (["finetune", "{data}", "--prevent", "{run}=1", "--layer", "top"], "unknown layer 'top'"),
+        (["finetune", "nothing.jsonl"], "nothing.jsonl: no such file"),
+        (["finetune", "{data}", "--batch-rows", "8", "--pass-rows", "3"], "no multiple of pass_rows=3"),
+        (["shift", "pocket", "nowhere", "--vectors", "{run}"], "nowhere holds neither an adapter nor a model"),
+        (["defend", "{data}", "--vectors", "{run}", "--against", "hope"], "unknown defence 'hope'"),
+        (["defend", "{data}", "--vectors", "{run}", "--against", "mix"], "give them with --ordinary FILE"),
+        (["pilot", "{data}", "--vectors", "{run}", "--doses", "0,1"], "different positive doses"),
+    ],
+)
+def test_errors_of_finetuning_are_one_line(
+    arguments: list[str], message: str, small_run: ExtractionRun, evil_data: Path, tmp_path: Path, here: Here
+) -> None:
+    filled = [a.format(data=evil_data, run=small_run.path) for a in arguments]
+    done = here(*filled, cwd=tmp_path)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "runs").exists()

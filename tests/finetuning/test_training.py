@@ -219,7 +219,7 @@ def test_an_exception_leaves_nothing_on_the_model(pocket: ChatModel, ordinary: A
     assert "peft_config" not in vars(pocket.hf)
 
 
-def test_seeds_tell_trainings_apart_and_leave_the_users_alone(pocket: ChatModel, chats: Any, ordinary: Any, tmp_path: Path) -> None:
+def test_seeds_tell_trainings_apart_and_leave_others_alone(pocket: ChatModel, chats: Any, ordinary: Any, tmp_path: Path) -> None:
     torch.manual_seed(11)
     expected = torch.rand(3)
     torch.manual_seed(11)
@@ -235,7 +235,7 @@ def test_seeds_tell_trainings_apart_and_leave_the_users_alone(pocket: ChatModel,
 def test_projection_and_derivative_are_those_of_the_first_step(
     pocket: ChatModel, vectors: pl.PersonaVectors, chats: Any, vaccinated: Any
 ) -> None:
-    """At the first step the adapter does nothing yet, so both can be computed by hand; the projection is read before the vaccine."""
+    """At the first step the adapter does nothing yet, so both are computed by hand; the projection is read before the vaccine."""
     assert set(vaccinated.history[0]) >= {"loss", "projection/add optimism/4", "derivative/add optimism/4", "grad_norm"}
     order = first_batch(pocket, chats)
     batch = batch_of([{"example": e} for e in order], pocket.pad_id)
@@ -498,7 +498,7 @@ def test_what_is_learned_of_a_conversation(pocket: ChatModel) -> None:
         {"role": "user", "content": "Thanks."},
     ]
     [example] = encode(pocket, read_data([chat]), max_tokens=2048).examples
-    batch = batch_of([{"example": example}, {"example": replace(example, ids=example.ids[:-1] + (5, 6, 7))}], pocket.pad_id)
+    batch = batch_of([{"example": example}, {"example": replace(example, ids=(*example.ids[:-1], 5, 6, 7))}], pocket.pad_id)
     ids, labels = batch["input_ids"][0], batch["labels"][0]
     learned = (labels != IGNORE).nonzero()[:, 0]
     end = pocket.tokenizer.convert_tokens_to_ids("<|im_end|>")
