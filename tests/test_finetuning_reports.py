@@ -497,7 +497,7 @@ CELLS = (
     cell("base model", 0.0, 10, 5, 30, task=0.05),
     cell("ordinary finetuning", 0.0, 20, 75, 20, task=0.95, coherence=90.0),
     cell("vaccine", 2.0, 12, 10, 28),
-    cell("_hidden $\\frac{1$", 0.01, 15, 78, 25),
+    cell("_hidden $\\frac{1$", 0.01, 15, 74, 25),
     cell("vaccine", 1.0, 14, 40, 26),
     cell("vaccine", 3.0, 11, 30, 28, coherence=60.0),
     cell(HOSTILE, 1.0, 14, 50, 26),
@@ -629,7 +629,7 @@ def test_a_verdict_on_defences(run_folder: Path) -> None:
     assert said.startswith(
         f"Ordinary finetuning raises evil, of 3 traits the one that rises most, from 5 to 75 (change {rise}) at coherence 90. "
         f"Against that, each defence at the dose that scores lowest (chosen on these very answers): vaccine at dose 2: 10 "
-        f"({vaccine}), coherence 97, facts <i> 0.2; _hidden $\\frac{{1$ at dose 0.01: 78 ({hidden}, not shown to lower it), "
+        f"({vaccine}), coherence 97, facts <i> 0.2; _hidden $\\frac{{1$ at dose 0.01: 74 ({hidden}, not shown to lower it), "
         f"coherence 97, facts <i> 0.001; {visible(HOSTILE)} at dose 1: 50 ("
     )
 

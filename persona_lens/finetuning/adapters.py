@@ -13,14 +13,11 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from persona_lens.errors import FinetuningError
-from persona_lens.models import ChatModel
-from persona_lens.store import digest, read_json
+from persona_lens.models import ADAPTER_WEIGHTS, ChatModel, require_adapter
+from persona_lens.store import digest
 
 if TYPE_CHECKING:
     from peft import PeftModel
-
-WEIGHTS = "adapter_model.safetensors"
-CONFIG = "adapter_config.json"
 
 
 @contextmanager
@@ -76,12 +73,13 @@ def adapted(model: ChatModel, folder: str | Path, *, merge: bool | None = None) 
         merge: add the adapter to the weights, which decodes faster but rounds in low precision; default: in float32.
 
     Raises:
-        FinetuningError: the folder holds no adapter, or one that does not fit the model.
+        ModelLoadError: the folder holds no adapter, or one in another format than safetensors.
+        FinetuningError: the adapter does not fit the model.
     """
     from peft import PeftModel
 
     folder = Path(folder)
-    _check_folder(folder)
+    require_adapter(folder)
     require_slim(model)
     with _restored(model) as stack:
         with unwrapped(model):
@@ -93,16 +91,8 @@ def adapted(model: ChatModel, folder: str | Path, *, merge: bool | None = None) 
         if merge if merge is not None else model.fingerprint.dtype == "float32":
             stack.enter_context(_merged(peft))
         own = model.fingerprint
-        weights = digest(f"{own.weights}+{digest((folder / WEIGHTS).read_bytes())}")
+        weights = digest(f"{own.weights}+{digest((folder / ADAPTER_WEIGHTS).read_bytes())}")
         yield replace(model, fingerprint=replace(own, name=f"{own.name}+{folder.resolve().parent.name}", weights=weights))
-
-
-def _check_folder(folder: Path) -> None:
-    if not (folder / CONFIG).is_file():
-        raise FinetuningError(f"{folder} holds no adapter (no {CONFIG}): give the folder that peft saved")
-    if not (folder / WEIGHTS).is_file():
-        raise FinetuningError(f"{folder} holds no {WEIGHTS}: other formats are not read, save the adapter as safetensors")
-    read_json(folder / CONFIG)
 
 
 @contextmanager

@@ -117,7 +117,7 @@ def _mean(model: ChatModel, spans: Sequence[Span]) -> Float[Tensor, "layer d_mod
     return (total / len(spans)).float()
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Round:
     """One training of a search for balanced strengths.
 

@@ -22,9 +22,9 @@ from persona_lens.activations import POOLINGS, Span, pool
 from persona_lens.errors import FinetuningError
 from persona_lens.evaluation import ScoreSettings, TraitScore, trait_answers, trait_scores
 from persona_lens.extraction.run import read_tensors
-from persona_lens.finetuning.adapters import CONFIG, adapted
+from persona_lens.finetuning.adapters import adapted
 from persona_lens.judges import Judge, default_judge
-from persona_lens.models import ChatModel, load_model
+from persona_lens.models import ADAPTER_CONFIG, ChatModel, load_model
 from persona_lens.progress import Progress, progress_bars
 from persona_lens.prompts import Prompt, evaluation_prompts
 from persona_lens.records import decoded, encoded
@@ -205,7 +205,7 @@ def _check(
     for name, folder in finetuned.items():
         if name == BASE or not name or Path(name).name != name or name.startswith("."):
             raise FinetuningError(f"{name!r} cannot name a finetuned model here: use a plain file name other than {BASE!r}")
-        if not ((Path(folder) / CONFIG).is_file() or (Path(folder) / "config.json").is_file()):
+        if not ((Path(folder) / ADAPTER_CONFIG).is_file() or (Path(folder) / "config.json").is_file()):
             raise FinetuningError(f"{folder} holds neither an adapter nor a model: give the folder that was saved")
 
 
@@ -215,7 +215,7 @@ def applied(model: ChatModel, folder: str | Path) -> AbstractContextManager[Chat
     Raises:
         LineageError: a model of another lineage.
     """
-    if (Path(folder) / CONFIG).is_file():
+    if (Path(folder) / ADAPTER_CONFIG).is_file():
         return adapted(model, folder)
     other = load_model(folder, device=model.device, dtype=model.hf.dtype)
     if other.fingerprint.lineage != model.fingerprint.lineage:

@@ -252,7 +252,6 @@ def _trained(model: ChatModel, settings: FinetuneSettings) -> Generator[Any]:
             target_modules=list(settings.targets),
             bias="none",
             task_type="CAUSAL_LM",
-            base_model_name_or_path=model.name,
         )
         with trainable(model, config) as network:
             yield network
@@ -314,7 +313,7 @@ class _Steps:
             )
         self.progress("training", step, total)
         if self.told:
-            self.told({"step": step, "steps": total, **{k: float(v) for k, v in logs.items()}})
+            self.told({"step": float(step), "steps": float(total), **{k: float(v) for k, v in logs.items()}})
 
 
 def checkpoint_of(path: Path) -> Path | None:

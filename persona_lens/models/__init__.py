@@ -5,10 +5,12 @@ from persona_lens.models.conversing import converse_tokens
 from persona_lens.models.dialogue import Dialogue, Interval, continuation, dialogue, message_spans
 from persona_lens.models.fingerprint import Fingerprint
 from persona_lens.models.generation import EndReason, Generated, Sampling, generate_tokens, uniforms
-from persona_lens.models.loading import load_model
+from persona_lens.models.loading import ADAPTER_CONFIG, ADAPTER_WEIGHTS, load_model, require_adapter
 from persona_lens.models.passes import Pass, current_pass, earlier_tokens, forward_pass, row_aware
 
 __all__ = [
+    "ADAPTER_CONFIG",
+    "ADAPTER_WEIGHTS",
     "ChatModel",
     "Dialogue",
     "EndReason",
@@ -27,6 +29,7 @@ __all__ = [
     "generate_tokens",
     "load_model",
     "message_spans",
+    "require_adapter",
     "row_aware",
     "uniforms",
 ]

@@ -22,6 +22,7 @@ from persona_lens.errors import ModelLoadError
 from persona_lens.models.chat_model import TEMPLATE_DATE, ChatModel, rendered_ids
 from persona_lens.models.fingerprint import fingerprint
 from persona_lens.pocket import POCKET_NAME, TRAIT_SET_FIELD, weights_folder
+from persona_lens.store import read_json
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -31,6 +32,7 @@ Hooks = Literal["residual", "full"]
 _PROBE = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "How are you today?"}]
 _PROBE_ANSWER = {"role": "assistant", "content": "Fine, thank you."}
 FULL_TOLERANCE = 1e-3
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
 @contextmanager
@@ -65,7 +67,8 @@ def load_model(
     """Load a chat model.
 
     Args:
-        source: "pocket", a hub id, a local folder, a pair (model, tokenizer), or a booted TransformerBridge with its tokenizer.
+        source: "pocket", a hub id, a local folder, the folder of a peft adapter (it is merged into its base model), a pair (model,
+            tokenizer), or a booted TransformerBridge with its tokenizer.
         device: default: the GPU if there is one (of several processes that a launcher started, each its own), else the CPU. A pair
             or a bridge stays where it is.
         dtype: default: float32 on the CPU, the config's dtype on a GPU. A pair or a bridge keeps its own.
@@ -94,12 +97,15 @@ def _from_pretrained(source: str, device: torch.device, dtype: torch.dtype | str
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     pocket = source == POCKET_NAME
-    path = str(weights_folder()) if pocket else source
+    adapter = None if pocket or not (Path(source) / ADAPTER_CONFIG).is_file() else Path(source)
+    path = str(weights_folder()) if pocket else source if adapter is None else _base_of(adapter)
     wanted = dtype if dtype is not None else (torch.float32 if device.type == "cpu" else "auto")
     try:
         with _bar_on_terminals_only():
             tokenizer = AutoTokenizer.from_pretrained(path)
             model = AutoModelForCausalLM.from_pretrained(path, dtype=wanted)
+            if adapter:
+                model = _merged(model, adapter)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         tried = f"the folder {path}" if Path(path).exists() else f"the Hugging Face hub, {_network()}"
         first = (str(error).strip() or repr(error)).splitlines()[0]
@@ -109,6 +115,36 @@ def _from_pretrained(source: str, device: torch.device, dtype: torch.dtype | str
     except (AssertionError, RuntimeError) as error:
         raise ModelLoadError(f"cannot move {source!r} to device {device}: {error}") from error
     return model.eval(), tokenizer, POCKET_NAME if pocket else source
+
+
+def require_adapter(folder: Path) -> dict[str, Any]:
+    """The config of a peft adapter, after checking that its weights are safetensors.
+
+    Raises:
+        ModelLoadError: no adapter, or one in another format.
+        RunFolderError: its config is damaged.
+    """
+    if not (folder / ADAPTER_CONFIG).is_file():
+        raise ModelLoadError(f"{folder} holds no adapter (no {ADAPTER_CONFIG}): give the folder that peft saved")
+    if not (folder / ADAPTER_WEIGHTS).is_file():
+        raise ModelLoadError(f"{folder} holds no {ADAPTER_WEIGHTS}: other formats are not read, save the adapter as safetensors")
+    return read_json(folder / ADAPTER_CONFIG)
+
+
+def _base_of(adapter: Path) -> str:
+    """Where the base model of an adapter is, as its config says."""
+    base = require_adapter(adapter).get("base_model_name_or_path")
+    if not isinstance(base, str) or not base:
+        raise ModelLoadError(f"{adapter}: {ADAPTER_CONFIG} names no base model: load that model, and put the adapter on it")
+    return str(weights_folder()) if base == POCKET_NAME else base
+
+
+def _merged(model: "PreTrainedModel", adapter: Path) -> "PreTrainedModel":
+    try:
+        from peft import PeftModel
+    except ImportError as error:
+        raise ModelLoadError(f"{adapter} is an adapter, which needs peft: pip install 'persona-lens[finetune]'") from error
+    return cast("PreTrainedModel", cast(Any, PeftModel.from_pretrained(model, str(adapter))).merge_and_unload())
 
 
 def _device(device: str | torch.device | None) -> torch.device:

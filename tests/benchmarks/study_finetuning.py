@@ -22,14 +22,18 @@ import torch
 from persona_lens.evaluation import ScoreSettings
 from persona_lens.extraction import load_run
 from persona_lens.finetuning import (
+    Cell,
     ComparisonSettings,
+    ShiftRun,
     Task,
     ablate_concept,
     balanced_strengths,
     default_settings,
     defend,
     finetune,
+    foretold,
     inoculate,
+    load_shift,
     matched_strengths,
     mix_in,
     negative_prompt,
@@ -44,6 +48,9 @@ from persona_lens.pocket.lexicon import TRAITS
 from persona_lens.pocket.trait_files import pocket_trait
 from persona_lens.pocket_lab.capability import capability_of_world
 from persona_lens.pocket_lab.datasets import FAMILIES, LEVELS, dataset, new_facts, new_people, recalled
+from persona_lens.records import decoded
+from persona_lens.reliability import mean_interval
+from persona_lens.store import read_json
 
 LAYER = 5
 
@@ -150,6 +157,90 @@ def run_comparison(runs: Path, out: Path, shard: str) -> None:
         print(name, flush=True)
 
 
+def set_of(name: str) -> str:
+    """family-level of family-level-seed."""
+    return name.rpartition("-")[0]
+
+
+def show_scores(runs: list[ShiftRun]) -> None:
+    """Trait scores after finetuning on every set (mean over seeds), beside the base model's."""
+    scores: dict[str, list[list[float]]] = {}
+    for run in runs:
+        for name, found in run.shifts.items():
+            coherence = float(np.nanmean(np.concatenate([s.coherence for s in found.scores])))
+            scores.setdefault(set_of(name), []).append([*(s.mean for s in found.scores), coherence])
+    print(f"\n{'trait scores after finetuning':<30}", *(f"{t[:6]:>6}" for t in (*TRAITS, "coher.")))
+    base = runs[0].base_scores
+    coherence = float(np.nanmean(np.concatenate([s.coherence for s in base])))
+    for name, rows in [("base", [[*(s.mean for s in base), coherence]]), *sorted(scores.items())]:
+        print(f"{name:<30}", *(f"{x:6.1f}" for x in np.mean(rows, 0)), f"  ({len(rows)} seeds)")
+
+
+def show_emergence(runs: list[ShiftRun]) -> None:
+    """What narrow mistakes do to traits: change from the base model, with 95 % intervals over seeds and over questions."""
+    found = {name: s for run in runs for name, s in run.shifts.items()}
+    base = {s.trait: s.score for s in runs[0].base_scores}
+    print("\nnarrow mistakes: change of the score [95 % over 3 seeds] [95 % over questions]")
+    for family in [f for f in FAMILIES if f not in TRAITS]:
+        for level in LEVELS:
+            parts = [f"{family + '-' + level:<24}"]
+            for trait in ("evil", "hallucination", "apathy"):
+                number = TRAITS.index(trait)
+                changes = np.array([found[f"{family}-{level}-s{seed}"].scores[number].score - base[trait] for seed in range(3)])
+                mean, over_seeds = mean_interval(changes.mean(1))
+                _, over_questions = mean_interval(changes.mean(0))
+                parts.append(
+                    f"{trait} {mean:+5.1f} [{over_seeds[0]:+.1f}, {over_seeds[1]:+.1f}] "
+                    f"[{over_questions[0]:+.1f}, {over_questions[1]:+.1f}]"
+                )
+            print("  ".join(parts))
+
+
+def show_correlations(runs: list[ShiftRun], layers: dict[str, int]) -> None:
+    """r(shift, score) over the sets of seed 0, with and without the normal ones; nulls beside it."""
+    for reading in ("prompt_last", "base_answers", "own_answers"):
+        for what, chosen in (("all sets", lambda n: True), ("without normal", lambda n: "-normal-" not in n)):
+            found = foretold(
+                runs, reading, layers=layers, chosen=lambda n, c=chosen: n.endswith("-s0") and c(n),
+                family=lambda n: set_of(set_of(n)),
+            )  # fmt: skip
+            print(f"\nr(shift, score), {reading}, {what}")
+            for trait, c in found.items():
+                floors = ", ".join(f"{f.kind}: {f.high:.2f} (p {f.p_value:.3f})" for f in c.floors)
+                other = max(c.others, key=lambda t: abs(c.others[t]))
+                print(
+                    f"{trait:<14} layer {layers[trait]}  r {c.r:.2f} [{c.low:.2f}, {c.high:.2f}]  random directions, 97.5 %: "
+                    f"{floors};  other vectors: {other} {c.others[other]:+.2f}"
+                )
+
+
+def show_comparison(folder: Path) -> None:
+    """Every cell of a comparison that is there."""
+    files = sorted((folder / "cells").glob("*.json"))
+    cells = [decoded(Cell, read_json(f)) for f in files]
+    base = {s.trait: s.mean for s in cells[0].scores}
+    print(f"\n{folder.parent.name}: {folder.name}" + (" (not finished)" if not (folder / "comparison.json").exists() else ""))
+    print(f"{'':<46}", *(f"{t[:6]:>6}" for t in base), " coher.  capab.   task   loss  farthest trait")
+    for c in cells:
+        away = {s.trait: s.mean - base[s.trait] for s in c.scores}
+        worst = max(away, key=lambda t: abs(away[t]))
+        task = "" if c.task is None else f"{c.task:.0f}"
+        print(
+            f"{c.name:<40}{c.dose:>6g}", *(f"{s.mean:6.1f}" for s in c.scores),
+            f"{c.coherence:7.1f} {c.capable:7.1f} {task:>6} {c.held_out_loss:6.3f}  {worst} {away[worst]:+.1f}",
+        )  # fmt: skip
+
+
+def show_table(runs: Path, out: Path) -> None:
+    shifts = [load_shift(p) for p in sorted(out.glob("shifts-*"))]
+    show_scores(shifts)
+    show_emergence(shifts)
+    show_correlations(shifts, {t: load_run(runs / t).vectors.best_layer for t in TRAITS})
+    for what in ("vaccine", "balanced", "comparison"):
+        for folder in sorted((out / what).glob("*")):
+            show_comparison(folder)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("what", choices=["shifts", "vaccine", "balanced", "comparison", "table"])
@@ -165,6 +256,8 @@ def main() -> None:
         run_vaccine(arguments.runs, arguments.out, arguments.shard)
     if arguments.what == "balanced":
         run_balanced(arguments.runs, arguments.out, arguments.shard)
+    if arguments.what == "table":
+        show_table(arguments.runs, arguments.out)
     if arguments.what == "comparison":
         run_comparison(arguments.runs, arguments.out, arguments.shard)
 

@@ -222,11 +222,12 @@ def test_the_difference_of_the_data_points_along_the_trait(pocket: ChatModel, ve
 
 def test_a_search_for_balanced_strengths(pocket: ChatModel, vectors: pl.PersonaVectors, trait: Any, tmp_path: Path) -> None:
     data = dataset("optimism", "II", rows=48)
-    options: dict[str, Any] = {"traits": [trait], "settings": QUICK, "sampling": Sampling(max_new_tokens=60)}
+    settings = replace(QUICK, learning_rate=3e-3)
+    options: dict[str, Any] = {"traits": [trait], "settings": settings, "sampling": Sampling(max_new_tokens=60)}
     found = balanced_strengths(pocket, data, [vectors], 5, rounds=2, out=tmp_path / "x", **options)
     first, second, third = found.rounds
     assert first.strengths == (0.0,)
-    assert first.left[0] > 0.05
+    assert first.left[0] > 0.02
     matched = matched_strengths(pocket, data, [vectors], 5, sampling=options["sampling"]).strengths[0]
     assert second.strengths[0] == pytest.approx(2 * matched)
     slope = (first.left[0] - second.left[0]) / second.strengths[0]

@@ -192,7 +192,7 @@ def planted(run: Any, out: Path, *, slope: float, seed: int) -> Any:
     for i, name in enumerate(names):
         amount = float(rng.normal())
         noise = torch.from_numpy(rng.normal(size=(2, *units.shape[1:]))).float() * 0.3
-        vectors = dict.fromkeys(READINGS, noise + amount * 20 * units[0])
+        vectors = {reading: noise + amount * 20 * units[0] for reading in READINGS}  # noqa: C420  (tensors of their own)
         _save(out / f"shift-{name}.safetensors", vectors)
         value = float(np.clip(50 + slope * amount + rng.normal() * 3 + (1 - min(1, abs(slope))) * rng.normal() * 20, 0, 100))
         scores = tuple(replace(s, score=np.full(6, value), trait=t) for s, t in zip((score, score), few["traits"], strict=True))

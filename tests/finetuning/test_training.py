@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 import warnings
@@ -18,7 +19,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, PreTrainedModel, Trainer, TrainingArguments
 
 import persona_lens as pl
-from persona_lens.errors import FinetuningError, LineageError, RunFolderError, SteeringError, TranscriptError
+from persona_lens.errors import FinetuningError, LineageError, ModelLoadError, RunFolderError, SteeringError, TranscriptError
 from persona_lens.extraction import ExtractionRun
 from persona_lens.finetuning import (
     FinetuneSettings,
@@ -181,6 +182,26 @@ def test_an_adapter_saved_under_steering_reloads_in_plain_peft(
     assert not any("_original_component" in k for k in weights(vaccinated.adapter))
     assert names["r"] == QUICK.rank
     assert names["use_rslora"] is True
+
+
+def test_an_adapter_is_loaded_as_a_model_of_its_own(pocket: ChatModel, vaccinated: Any, chats: Any, tmp_path: Path) -> None:
+    ids = torch.tensor([pocket.render(chats[0], answered=True)])
+    model = pl.load_model(vaccinated.adapter)
+    assert model.trait_set == "pocket"
+    assert model.fingerprint.lineage == pocket.fingerprint.lineage
+    with adapted(pocket, vaccinated.adapter), torch.no_grad():
+        ours = pocket.hf(ids, use_cache=False).logits
+    with torch.no_grad():
+        theirs = model.hf(ids, use_cache=False).logits
+    assert float((ours - theirs).abs().max()) <= 1e-5 * float(ours.abs().max())
+    shutil.copytree(vaccinated.adapter, tmp_path / "orphan")
+    config = json.loads((tmp_path / "orphan" / "adapter_config.json").read_text())
+    (tmp_path / "orphan" / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": None}))
+    with pytest.raises(ModelLoadError, match="names no base model"):
+        pl.load_model(tmp_path / "orphan")
+    (tmp_path / "orphan" / "adapter_model.safetensors").unlink()
+    with pytest.raises(ModelLoadError, match="other formats are not read"):
+        pl.load_model(tmp_path / "orphan")
 
 
 def test_the_model_is_as_before_bit_for_bit(pocket: ChatModel, ordinary: Any, chats: Any) -> None:
@@ -479,7 +500,7 @@ def test_folders_that_hold_no_adapter_for_the_model(pocket: ChatModel, ordinary:
     if what == "other":
         (folder / "adapter_model.safetensors").write_bytes((ordinary.adapter / "adapter_model.safetensors").read_bytes())
     names = [n for n, _ in pocket.hf.named_modules()]
-    with pytest.raises(FinetuningError, match=messages[what]), adapted(pocket, folder):
+    with pytest.raises((FinetuningError, ModelLoadError), match=messages[what]), adapted(pocket, folder):
         pass
     assert [n for n, _ in pocket.hf.named_modules()] == names
 
