@@ -24,7 +24,7 @@ from persona_lens.errors import RunFolderError
 
 SCHEMA_VERSION: Final = 1
 TEMPORARY: Final = ".tmp"
-_PACKAGES: Final = ("persona-lens", "torch", "transformers", "transformer-lens", "numpy", "scikit-learn")
+_PACKAGES: Final = ("persona-lens", "torch", "transformers", "transformer-lens", "peft", "accelerate", "numpy", "scikit-learn")
 
 
 def write_atomically(path: Path, write: Callable[[str], object]) -> None:
@@ -181,7 +181,7 @@ class RunFolder:
         if manifest.exists():
             _check_same(manifest, read_json(manifest), identity)
             for leftover in path.glob(f".*{TEMPORARY}"):  # of a write that was killed
-                leftover.unlink()
+                leftover.unlink(missing_ok=True)  # another process may have been first
             return cls(path)
         leftovers = [p.name for p in path.iterdir() if not p.name.endswith(TEMPORARY)] if path.is_dir() else []
         if leftovers:

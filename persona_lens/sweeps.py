@@ -234,7 +234,7 @@ def sweep(
     if capability:
         arguments["capability"] = capability.name
     path = Path(out) if out else Path("runs") / f"sweep-{Path(model.name).name}-{trait.name}-seed{settings.seed}"
-    folder = RunFolder.open(path, command="sweep", arguments=arguments, model=model.fingerprint.as_dict())
+    folder = RunFolder.open(path, command="sweep", arguments=arguments, model=model.identity)
     if (path / "sweep.json").exists():
         return Sweep(path)
     with progress_bars() as bars:

@@ -38,6 +38,7 @@ from persona_lens.monitoring.rendering import visible
 from persona_lens.records import encoded
 from persona_lens.reliability import mean_interval
 from persona_lens.reports import comparison_verdict, finetune_verdict, pilot_verdict, report, shift_verdict
+from persona_lens.reports.page import png
 from persona_lens.store import RunFolder, read_json, write_json
 
 HOSTILE = "<script>alert('$x$')<b>\u202e"
@@ -392,6 +393,8 @@ def test_the_page_of_shifts_has_r_beside_its_nulls(run_folder: Path) -> None:
     run = Shifted().save(run_folder)
     text = words(report(run_folder))
     assert sorted(p.name for p in (run_folder / "figures").iterdir()) == ["scatter.png", "scatter_base_answers.png"]
+    for name, reading in (("scatter", "prompt_last"), ("scatter_base_answers", "base_answers")):
+        assert (run_folder / "figures" / f"{name}.png").read_bytes() == png(shift_scatter(run, reading))
     assert escape(shift_verdict(run)) in text
     assert head("trait", "hook", "r", "base: high", "base: p", "shifts: high", "shifts: p", "models", "families") in text
     for reading in ("prompt_last", "base_answers"):

@@ -1,5 +1,6 @@
 """`persona-lens finetune`, `shift`, `pilot`, `defend`: train with a vaccine, see what training did, choose a dose, compare."""
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -68,6 +69,8 @@ def finetune(
     run = run_finetuning(
         loaded, data, prevent=acting, settings=settings, out=out, skip_bad=skip_bad, told=None if as_json else _step
     )
+    if int(os.environ.get("RANK", 0)):  # of several processes one tells
+        return
     page = report(run)
     lines = [*_skipped(data, run.record["skipped"]), finetune_verdict(run), f"Saved in {run.adapter}", f"Report: {page}"]
     emit({"folder": str(run.path), "saved": str(run.adapter), "page": str(page), "history": run.history}, "\n".join(lines), as_json)
@@ -216,7 +219,10 @@ def _dose(text: str) -> "tuple[PersonaVectors, float]":
     path, sign, strength = text.rpartition("=")
     if not sign or not path:
         raise FinetuningError(f"--prevent takes RUN=STRENGTH, such as runs/evil=2, not {text!r}")
-    return vectors_of(Path(path)), numbers(strength)[0]
+    [value, *more] = numbers(strength)
+    if more:
+        raise FinetuningError(f"--prevent takes one strength for each run, not {text!r}")
+    return vectors_of(Path(path)), value
 
 
 def _place(layer: str | None, vectors: "Sequence[PersonaVectors]") -> "Place":
@@ -227,9 +233,10 @@ def _place(layer: str | None, vectors: "Sequence[PersonaVectors]") -> "Place":
         return vectors[0].best_layer if vectors else 0
     if layer == "increments":
         return "increments"
-    if not layer.lstrip("-").isdigit():
-        raise UnknownNameError("layer", layer, ["increments", "0", "1"])
-    return int(layer)
+    try:
+        return int(layer)
+    except ValueError as error:
+        raise UnknownNameError("layer", layer, ["increments", "0", "1"]) from error
 
 
 def _doses(model: "ChatModel", data: Path, vectors: "Sequence[PersonaVectors]", place: "Place", *, matched: bool) -> "Doses":

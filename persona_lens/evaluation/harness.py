@@ -117,6 +117,8 @@ def harness_model(model: ChatModel, *, batch_tokens: int = DEFAULT_BATCH_TOKENS)
             return [_greedy(model, *r.args) for r in requests]
 
         def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+            if model.system and chat_history[0]["role"] != "system":
+                chat_history = [{"role": "system", "content": model.system}, *chat_history]
             return str(
                 model.tokenizer.apply_chat_template(chat_history, tokenize=False, add_generation_prompt=add_generation_prompt)
             )

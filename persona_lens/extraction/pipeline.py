@@ -81,9 +81,7 @@ def extract(
     judge = judge or default_judge(model.trait_set)
     settings = settings or ExtractionSettings()
     path = Path(out) if out else Path("runs") / f"extract-{Path(model.name).name}-{trait.name}-seed{settings.seed}"
-    folder = RunFolder.open(
-        path, command="extract", arguments=_arguments(trait, judge, settings), model=model.fingerprint.as_dict()
-    )
+    folder = RunFolder.open(path, command="extract", arguments=_arguments(trait, judge, settings), model=model.identity)
     if progress is not None:
         return _Extraction(model, trait, judge, settings, folder, progress).run()
     with progress_bars() as bars:

@@ -4,16 +4,18 @@ A bridge puts its own module around every block, so that parameter names are not
 weights by name does it while the plain blocks are back in their place (`unwrapped`).
 """
 
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 from persona_lens.errors import FinetuningError
-from persona_lens.models import ADAPTER_WEIGHTS, ChatModel, require_adapter
+from persona_lens.models import ADAPTER_CONFIG, ADAPTER_WEIGHTS, ChatModel, require_adapter
 from persona_lens.store import digest
 
 if TYPE_CHECKING:
@@ -70,34 +72,82 @@ def adapted(model: ChatModel, folder: str | Path, *, merge: bool | None = None) 
 
     Args:
         folder: as peft saves adapters; safetensors only.
-        merge: add the adapter to the weights, which decodes faster but rounds in low precision; default: in float32.
+        merge: add the adapter to the weights, which decodes faster but rounds in low precision; default: in float32, where no
+            weight that it is on is shared (tied embeddings).
 
     Raises:
         ModelLoadError: the folder holds no adapter, or one in another format than safetensors.
-        FinetuningError: the adapter does not fit the model.
+        FinetuningError: the adapter does not fit the model, is no plain LoRA, or another one is on the model already.
     """
     from peft import PeftModel
 
     folder = Path(folder)
-    require_adapter(folder)
+    _require_plain(folder, require_adapter(folder))
     require_slim(model)
     with _restored(model) as stack:
         with unwrapped(model):
             try:
                 peft = PeftModel.from_pretrained(model.hf, str(folder))
-            except (RuntimeError, ValueError, TypeError, OSError) as error:
+                _require_all_loaded(folder, peft)
+            except (RuntimeError, ValueError, TypeError, KeyError, OSError, SafetensorError) as error:
                 raise FinetuningError(f"{folder}: the adapter does not fit {model.name} ({_first_line(error)})") from error
         peft.eval()
-        if merge if merge is not None else model.fingerprint.dtype == "float32":
+        if merge if merge is not None else model.fingerprint.dtype == "float32" and not _shared(model, peft):
             stack.enter_context(_merged(peft))
-        own = model.fingerprint
-        weights = digest(f"{own.weights}+{digest((folder / ADAPTER_WEIGHTS).read_bytes())}")
+        own, files = model.fingerprint, [(folder / name).read_bytes() for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)]
+        weights = digest("+".join([own.weights, *map(digest, files)]))
         yield replace(model, fingerprint=replace(own, name=f"{own.name}+{folder.resolve().parent.name}", weights=weights))
+
+
+PLAIN: Final[dict[str, tuple[Any, ...]]] = {
+    "peft_type": ("LORA",),
+    "bias": ("none", None),
+    "lora_bias": (False, None),
+    "modules_to_save": (None, []),
+    "trainable_token_indices": (None, [], {}),
+    "layer_replication": (None, []),
+    "init_lora_weights": (True, False, None),
+}
+
+
+def _require_plain(folder: Path, config: Mapping[str, Any]) -> None:
+    """Raise unless the adapter is a LoRA and nothing else: only that can be taken off without a trace."""
+    for name, allowed in PLAIN.items():
+        if config.get(name) not in allowed:
+            raise FinetuningError(
+                f"{folder}: the adapter has {name}={config.get(name)!r}; only plain LoRA adapters can be put on a model and taken "
+                "off again: load it as a model of its own, load_model(folder)"
+            )
+
+
+def _require_all_loaded(folder: Path, peft: "PeftModel") -> None:
+    from peft import get_peft_model_state_dict
+
+    wanted, found = set(get_peft_model_state_dict(peft, save_embedding_layers=False)), set(load_file(folder / ADAPTER_WEIGHTS))
+    if wanted != found:
+        raise ValueError(f"{len(wanted ^ found)} tensors have other names, such as {sorted(wanted ^ found)[0]!r}")
+
+
+def _shared(model: ChatModel, peft: "PeftModel") -> bool:
+    """Whether a weight under the adapter is also another module's."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    places = [p.data_ptr() for _, p in model.hf.named_parameters(remove_duplicate=False)]
+    under = [cast(Any, m).get_base_layer().weight.data_ptr() for m in peft.modules() if isinstance(m, BaseTunerLayer)]
+    return any(places.count(place) > 1 for place in under)
+
+
+def _require_bare(model: ChatModel) -> None:
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    if any(isinstance(m, BaseTunerLayer) for m in model.hf.modules()):
+        raise FinetuningError(f"an adapter is on {model.name} already: leave its context first, or load it as a model of its own")
 
 
 @contextmanager
 def _restored(model: ChatModel) -> Generator[ExitStack]:
     """The model as it was, after whatever was put on the stack is undone: no adapter, gradients and mode as before."""
+    _require_bare(model)
     wanted = {name: p.requires_grad for name, p in model.hf.named_parameters()}
     training, cache = model.hf.training, model.hf.config.use_cache
     try:

@@ -16,10 +16,11 @@ import numpy as np
 from persona_lens.errors import FinetuningError
 from persona_lens.evaluation import CapabilityTest, ScoreSettings, TraitScore, trait_answers, trait_scores
 from persona_lens.finetuning.data import Data, encode, read_data
-from persona_lens.finetuning.defences import ORDINARY, Defence, Task
+from persona_lens.finetuning.defences import ORDINARY, Chats, Defence, Task
 from persona_lens.finetuning.fit import answer_loss
+from persona_lens.finetuning.penalties import check_penalties
 from persona_lens.finetuning.shift import applied
-from persona_lens.finetuning.training import FinetuneSettings, default_settings, describe, finetune
+from persona_lens.finetuning.training import FinetuneSettings, default_settings, describe, finetune, require_one_process
 from persona_lens.judges import Judge, default_judge
 from persona_lens.models import ChatModel
 from persona_lens.progress import Progress, progress_bars, silent
@@ -27,6 +28,7 @@ from persona_lens.records import decoded, encoded
 from persona_lens.steering import plan, steer
 from persona_lens.store import RunFolder, digest, read_json, require_finished, write_json
 from persona_lens.traits import Trait, list_traits, load_trait
+from persona_lens.transcripts import Transcripts
 
 RESULT: Final = "comparison.json"
 BASE: Final = Defence("base model", 0.0)
@@ -148,17 +150,21 @@ def defend(
     settings = replace(settings, finetuning=settings.finetuning or default_settings(model))
     traits = list(traits) if traits is not None else [load_trait(n, model.trait_set) for n in list_traits(model.trait_set)]
     judge = judge or default_judge(model.trait_set)
-    _check(model, defences)
+    require_one_process("defend")
+    _check(model, defences, settings.finetuning or default_settings(model))
     found = read_data(data)
     assert settings.finetuning
     encode(model, found, max_tokens=settings.finetuning.max_tokens)
     chats = [chat.messages for chat in found.chats]
-    extra = encode(model, read_data(held_out), max_tokens=settings.finetuning.max_tokens).examples if held_out is not None else ()
+    extra = None if held_out is None else read_data(held_out)
+    if extra:
+        encode(model, extra, max_tokens=settings.finetuning.max_tokens)
+    _check_rows(model, chats, defences, settings.finetuning.max_tokens)
     place = Path(out) if out else Path("runs") / f"defend-{found.path.stem}"
     everything = [BASE, ORDINARY, *defences]
     arguments = {
         "data": digest(repr(chats)),
-        "held_out": digest(repr([(e.ids, e.answers) for e in extra])) if extra else None,
+        "held_out": digest(repr([c.messages for c in extra.chats])) if extra else None,
         "defences": [f"{d} [{_key(d)}]" for d in everything],
         "traits": [t.name for t in traits],
         "content": digest("".join(t.model_dump_json(by_alias=True) for t in traits)),
@@ -167,7 +173,7 @@ def defend(
         "task": task.name if task else None,
         "settings": encoded(settings),
     }
-    folder = RunFolder.open(place, command="defend", arguments=arguments, model=model.fingerprint.as_dict())
+    folder = RunFolder.open(place, command="defend", arguments=arguments, model=model.identity)
     if not (place / RESULT).exists():
         study = _Comparison(model, chats, extra, traits, judge, capability, task, settings, folder)
         with progress_bars(None if progress is None else False) as bars:
@@ -176,7 +182,7 @@ def defend(
     return Comparison(place)
 
 
-def _check(model: ChatModel, defences: Sequence[Defence]) -> None:
+def _check(model: ChatModel, defences: Sequence[Defence], settings: FinetuneSettings) -> None:
     names = [str(d) for d in (BASE, ORDINARY, *defences)]
     if not defences:
         raise FinetuningError("nothing to compare: give at least one defence")
@@ -185,6 +191,14 @@ def _check(model: ChatModel, defences: Sequence[Defence]) -> None:
     for defence in defences:
         plan(model, defence.during)
         plan(model, defence.after)
+        check_penalties(model, defence.penalties, settings.method)
+
+
+def _check_rows(model: ChatModel, chats: Chats, defences: Sequence[Defence], max_tokens: int) -> None:
+    """Every defence's own data can be trained on, known before the first training."""
+    for defence in {d.recipe: d for d in defences if d.rows}.values():
+        assert defence.rows
+        encode(model, read_data(list(defence.rows(chats))), max_tokens=max_tokens)
 
 
 def _training_key(defence: Defence) -> str:
@@ -202,7 +216,7 @@ class _Comparison:
 
     model: ChatModel
     chats: Sequence[Any]
-    held_out: Sequence[Any]
+    held_out: Transcripts | None
     traits: Sequence[Trait]
     judge: Judge
     capability: CapabilityTest | None
@@ -224,7 +238,7 @@ class _Comparison:
     def _cell(self, defence: Defence) -> Cell:
         with ExitStack() as stack:
             model = self.model if defence is BASE else stack.enter_context(applied(self.model, self._trained(defence)))
-            model = replace(model, system=defence.system)
+            model = replace(model, system=defence.system or self.model.system)
             stack.enter_context(steer(model, defence.after))
             answers = trait_answers(model, self.traits, self.settings.scores)
             return Cell(
@@ -233,8 +247,19 @@ class _Comparison:
                 tuple(trait_scores(self.traits, answers, self.judge)),
                 self.capability.measure(model) if self.capability else {},
                 float(self.task.measure(model)) if self.task else None,
-                answer_loss(model, self.held_out) if self.held_out else float("nan"),
+                self._held_out_loss(model),
             )
+
+    def _held_out_loss(self, model: ChatModel) -> float:
+        """Of the model as it is used: steered, and under its system prompt."""
+        if self.held_out is None:
+            return float("nan")
+        return answer_loss(model, encode(model, self.held_out, max_tokens=self.tokens).examples)
+
+    @property
+    def tokens(self) -> int:
+        assert self.settings.finetuning
+        return self.settings.finetuning.max_tokens
 
     def _trained(self, defence: Defence) -> Path:
         """The adapter of a defence's training, which others may share."""

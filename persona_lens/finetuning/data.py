@@ -16,7 +16,7 @@ from persona_lens.errors import FinetuningError
 from persona_lens.models import ChatModel, Interval, Message, dialogue, earlier_tokens
 from persona_lens.transcripts import Skipped, Transcript, Transcripts, read_transcripts, transcripts_of
 
-Data = str | Path | Sequence[Sequence[Message]]
+Data = str | Path | Sequence[Sequence[Message]] | Sequence[Mapping[str, Any]]
 IGNORE: Final = -100  # what the loss leaves out
 _REASONS, _PLACES = 6, 8  # shown in an error
 
@@ -44,7 +44,9 @@ def read_data(data: Data) -> Transcripts:
     Raises:
         TranscriptError: a file that cannot be read, or holds no conversation.
     """
-    return read_transcripts(data) if isinstance(data, str | Path) else transcripts_of([list(map(dict, row)) for row in data])
+    if isinstance(data, str | Path):
+        return read_transcripts(data)
+    return transcripts_of([row if isinstance(row, Mapping) else [dict(message) for message in row] for row in data])
 
 
 def encode(model: ChatModel, found: Transcripts, *, max_tokens: int, skip_bad: bool = False) -> Examples:
@@ -70,7 +72,7 @@ def encode(model: ChatModel, found: Transcripts, *, max_tokens: int, skip_bad: b
     if skipped and not skip_bad:
         raise FinetuningError(
             f"{found.path}: {len(skipped)} of {total} rows cannot be trained on: {_reasons(skipped, found.unit)}; "
-            "mend them, or leave them out with skip_bad=True (--skip-bad)"
+            "mend them, or leave them out (`finetune` does so with skip_bad=True, --skip-bad)"
         )
     if not examples:
         raise FinetuningError(f"{found.path}: no row can be trained on ({_reasons(skipped, found.unit) or 'it holds none'})")

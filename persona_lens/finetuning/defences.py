@@ -124,7 +124,12 @@ def mix_in(ordinary: Chats, share: float, *, seed: int = 0) -> Defence:
         rng.shuffle(found)
         return found
 
-    return Defence("ordinary data mixed in", share, rows=mixed, recipe=f"mixed with {share:g} x ordinary, seed {seed}")
+    return Defence(
+        "ordinary data mixed in",
+        share,
+        rows=mixed,
+        recipe=f"mixed with {share!r} x {which}, seed {seed}",
+    )
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,9 @@ from torch import Tensor
 
 from persona_lens.activations import POOLINGS, Span, dialogue_span, pool
 from persona_lens.errors import FinetuningError
-from persona_lens.finetuning.adapters import adapted
-from persona_lens.finetuning.data import Data, read_data
-from persona_lens.finetuning.training import FinetuneSettings, default_settings, describe, finetune
+from persona_lens.finetuning.data import Data, encode, read_data
+from persona_lens.finetuning.shift import answer_spans, applied
+from persona_lens.finetuning.training import FinetuneSettings, default_settings, describe, finetune, require_one_process
 from persona_lens.models import ChatModel, Sampling, dialogue
 from persona_lens.progress import Progress, progress_bars, silent
 from persona_lens.prompts import Prompt, extraction_prompts
@@ -35,6 +35,7 @@ from persona_lens.vectors import PersonaVectors
 
 RESPONSE: Final = POOLINGS.index("response_mean")
 ROWS: Final = 128
+LONGEST: Final = 1_000_000  # tokens, of models that name no limit
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +69,7 @@ def matched_strengths(
         rows: conversations that are read, evenly spread over the data.
 
     Raises:
-        FinetuningError: no vectors, or no such layer.
+        FinetuningError: no vectors, no such layer, or rows that cannot be trained on.
     """
     if not vectors or not 0 <= layer < model.n_layers:
         raise FinetuningError(
@@ -86,13 +87,14 @@ def data_difference(
     model: ChatModel, data: Data, *, rows: int = ROWS, sampling: Sampling | None = None, seed: int = 0
 ) -> Float[Tensor, "layer d_model"]:
     """Mean residual of the data's last answers minus that of the model's own answers to the same prompts (response means)."""
-    chats = read_data(data).chats
+    found = read_data(data)
+    encode(model, found, max_tokens=model.context or LONGEST)
+    chats = found.chats
     chosen = [chats[i] for i in np.unique(np.linspace(0, len(chats) - 1, min(rows, len(chats))).round().astype(int))]
     prompts = [_prompt(chat) for chat in chosen]
     own = sample(model, [(p, 0) for p in prompts], sampling or Sampling(max_new_tokens=300), seed=seed)
     theirs = [dialogue_span(chat.name, dialogue(model, _upto_answer(chat))) for chat in chosen]
-    ours = [Span(r.key, tuple(model.render(p.messages)), r.token_ids) for p, r in zip(prompts, own, strict=True) if r.token_ids]
-    return _mean(model, theirs) - _mean(model, ours)
+    return _mean(model, theirs) - _mean(model, answer_spans(model, list(zip(prompts, own, strict=True))))
 
 
 def _upto_answer(chat: Transcript) -> list[dict[str, str]]:
@@ -177,6 +179,7 @@ def balanced_strengths(
     Raises:
         FinetuningError: no vectors, no such layer, or fewer than one round.
     """
+    require_one_process("balanced_strengths")
     settings, sampling = settings or default_settings(model), sampling or Sampling(max_new_tokens=300)
     traits = list(traits) if traits is not None else [load_trait(v.trait, model.trait_set) for v in vectors]
     if rounds < 1 or not vectors or not 0 <= layer < model.n_layers:
@@ -194,7 +197,7 @@ def balanced_strengths(
         "sampling": vars(sampling),
     }
     path = Path(out) if out else Path("runs") / f"balance-{found.path.stem}"
-    folder = RunFolder.open(path, command="balance", arguments=arguments, model=model.fingerprint.as_dict())
+    folder = RunFolder.open(path, command="balance", arguments=arguments, model=model.identity)
     search = _Search(model, data, vectors, layer, traits, settings, sampling, folder)
     with progress_bars(None if progress is None else False) as bars:
         search.run(rounds, progress or bars)
@@ -224,7 +227,7 @@ class _Search:
         acting = [add(v, self.layer, s, where="everywhere") for v, s in zip(self.vectors, strengths, strict=True)]
         out = self.folder.path / f"round-{number.start}"
         trained = finetune(self.model, self.data, prevent=acting, watch=(), settings=self.settings, out=out, progress=silent)
-        with adapted(self.model, trained.adapter) as other:
+        with applied(self.model, trained.adapter) as other:
             left = self._coordinates(self._answers(other) - base)
         return [encoded(Round(strengths, left))]
 
@@ -252,10 +255,7 @@ class _Search:
     def _answers(self, model: ChatModel) -> Float[Tensor, "layer d_model"]:
         prompts = [p for t in self.traits for p in extraction_prompts(t, "neutral")]
         answers = sample(model, [(p, 0) for p in prompts], self.sampling, seed=self.settings.seed)
-        spans = [
-            Span(r.key, tuple(model.render(p.messages)), r.token_ids) for p, r in zip(prompts, answers, strict=True) if r.token_ids
-        ]
-        return _mean(model, spans)
+        return _mean(model, answer_spans(model, list(zip(prompts, answers, strict=True))))
 
     def _coordinates(self, change: Float[Tensor, "layer d_model"]) -> tuple[float, ...]:
         """A change of the last layer's residual as strengths of the vectors there, by least squares."""

@@ -40,8 +40,9 @@ def foretold(
     for run in runs[1:]:
         if run.traits != first.traits or not torch.equal(run.directions, first.directions):
             raise FinetuningError(f"{run.path} and {first.path} hold shifts along other vectors: measure them with the same ones")
-    if not first.base_scores:
-        raise FinetuningError(f"{first.path}: no trait scores, so there is nothing to correlate shifts with: give a judge")
+    for run in runs:
+        if not run.base_scores:
+            raise FinetuningError(f"{run.path}: no trait scores, so there is nothing to correlate shifts with: give a judge")
     at = dict(layers) if layers is not None else first.layers
     found = [(run, name) for run in runs for name in run.names if chosen(name)]
     names, families = tuple(n for _, n in found), tuple(family(n) for _, n in found)

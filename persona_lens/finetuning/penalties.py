@@ -4,7 +4,7 @@ A penalty is a value with the layers it reads and a function from a training ste
 returns is averaged as the loss is. Both are rivals of preventative steering (Chen et al. 2025, section 5 and appendix).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -12,6 +12,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from persona_lens.errors import FinetuningError
+from persona_lens.models import ChatModel
+from persona_lens.store import digest
 from persona_lens.vectors import PersonaVectors
 
 
@@ -58,7 +60,9 @@ class ProjectionPenalty:
         return self.weight * (((h.float() @ v) / v.norm() - self.to) / v.norm()).square()
 
     def __str__(self) -> str:
-        return f"penalty on the projection on {self.vectors.trait} at layer {self.layer}, weight {self.weight:g}, to {self.to:g}"
+        direction = digest(self.vectors[self.layer].contiguous().numpy().tobytes())
+        where = f"{self.vectors.trait} at layer {self.layer} [{direction}]"
+        return f"penalty on the projection on {where}, weight {self.weight!r}, to {self.to!r}"
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,7 @@ class DivergencePenalty:
         return self.weight * (base.exp() * (base - ours)).sum(-1)
 
     def __str__(self) -> str:
-        return f"divergence from the base model, weight {self.weight:g}"
+        return f"divergence from the base model, weight {self.weight!r}"
 
 
 def penalise_projection(vectors: PersonaVectors, layer: int, weight: float, *, to: float = 0.0) -> ProjectionPenalty:
@@ -94,6 +98,27 @@ def penalise_divergence(weight: float) -> DivergencePenalty:
         FinetuningError: a weight that is negative or no number.
     """
     return DivergencePenalty(_weight(weight))
+
+
+def check_penalties(model: ChatModel, penalties: Sequence[Penalty], method: str) -> None:
+    """Raise unless penalties can be used in a training of the model.
+
+    Raises:
+        FinetuningError: a layer that does not exist, vectors of another width, or a divergence without an adapter to take off.
+        LineageError: vectors of another lineage.
+    """
+    for penalty in penalties:
+        for layer in penalty.layers:
+            if not 0 <= layer < model.n_layers:
+                raise FinetuningError(f"{penalty}: layer {layer} does not exist: {model.name} has layers 0 to {model.n_layers - 1}")
+        if isinstance(penalty, ProjectionPenalty):
+            penalty.vectors.require_lineage(model.fingerprint.lineage)
+            if penalty.vectors.d_model != model.d_model:
+                raise FinetuningError(
+                    f"{penalty}: the vector has {penalty.vectors.d_model} dimensions, {model.name} has {model.d_model}"
+                )
+        if isinstance(penalty, DivergencePenalty) and method == "full":
+            raise FinetuningError(f"{penalty}: with method='full' there is no base model to compare with: train an adapter")
 
 
 def _weight(weight: float) -> float:

@@ -15,14 +15,14 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from persona_lens.activations import POOLINGS, Span, pool
+from persona_lens.activations import POOLINGS, pool
 from persona_lens.errors import FinetuningError
 from persona_lens.evaluation import ScoreSettings, trait_answers
-from persona_lens.finetuning.adapters import adapted
 from persona_lens.finetuning.data import Data, encode, read_data
 from persona_lens.finetuning.defences import Doses, Place, prevent
 from persona_lens.finetuning.fit import answer_loss
-from persona_lens.finetuning.training import FinetuneSettings, default_settings, describe, finetune
+from persona_lens.finetuning.shift import answer_spans, applied
+from persona_lens.finetuning.training import FinetuneSettings, default_settings, describe, finetune, require_one_process
 from persona_lens.models import ChatModel, Message
 from persona_lens.progress import Progress, progress_bars, silent
 from persona_lens.records import decoded, encoded
@@ -153,6 +153,7 @@ def pilot(
     Raises:
         FinetuningError: no dose, one that is not positive or given twice, or fewer than four rows.
     """
+    require_one_process("pilot")
     settings = settings or PilotSettings()
     settings = replace(settings, finetuning=settings.finetuning or default_settings(model))
     assert settings.finetuning
@@ -177,7 +178,7 @@ def pilot(
         "settings": encoded(settings),
     }
     path = Path(out) if out else Path("runs") / f"pilot-{found.path.stem}-{trait.name}"
-    folder = RunFolder.open(path, command="pilot", arguments=arguments, model=model.fingerprint.as_dict())
+    folder = RunFolder.open(path, command="pilot", arguments=arguments, model=model.identity)
     if not (path / RESULT).exists():
         reader = _Reader(model, trait, settings.answers, doses[0][0].directions)
         points: list[dict[str, Any]] = []
@@ -202,7 +203,7 @@ def _try(
     reader: "_Reader",
 ) -> dict[str, Any]:
     found = finetune(model, chats, prevent=during, settings=settings, out=folder.path / f"dose-{dose:g}", progress=silent)
-    with adapted(model, found.adapter) as trained:
+    with applied(model, found.adapter) as trained:
         return encoded(Tried(dose, reader.shift(trained), answer_loss(trained, held_out)))
 
 
@@ -211,8 +212,8 @@ class _Reader:
 
     def __init__(self, model: ChatModel, trait: Trait, settings: ScoreSettings, directions: Any) -> None:
         answers = trait_answers(model, [trait], settings)
-        self.spans = [Span(r.key, tuple(model.render(p.messages)), r.token_ids) for p, r in answers if r.token_ids]
-        self.questions = np.array([p.question for p, r in answers if r.token_ids])
+        self.spans = answer_spans(model, answers)
+        self.questions = np.array([p.question for p, _ in answers])
         self.direction = directions[-1].double()
         self.base = self._read(model)
 
@@ -240,25 +241,25 @@ def recommend(tried: Sequence[Tried], base_loss: float, tolerance: float) -> Rec
         )
         return Recommendation(float("nan"), float("nan"), float("nan"), float("nan"), nothing)
     left = shifts / shifts[0]  # share of the shift that is left: 1 without a vaccine, 0 where it is prevented
-    zero, within = _crossing(doses, left, 0.0), [_crossing(doses, left, level) for level in (tolerance, -tolerance)]
-    if np.isnan(within[0]):
+    zero, entered = _crossing(doses, left, 0.0), _crossing(doses, left, tolerance)
+    if np.isnan(entered):
         why = (
             f"ordinary training shifts the persona by {shifts[0]:.2f} mean differences, and at dose {doses[-1]:g}, the highest "
             f"tried, {left[-1]:.0%} of that is left: try higher doses, another layer, or all layers (increments)"
         )
         return Recommendation(float("nan"), float("nan"), float("nan"), float("nan"), why)
-    upper = float(doses[-1]) if np.isnan(within[1]) else within[1]
+    upper = _leaves(doses, left, entered, tolerance)
     at = zero if not np.isnan(zero) else upper
     learned = base_loss - losses[0]
     kept = float((base_loss - np.interp(at, doses, losses)) / learned) if learned > 0 else float("nan")
     why = (
         f"ordinary training shifts the persona by {shifts[0]:.2f} mean differences (95 % interval {low:.2f} to {high:.2f}). "
-        f"Between dose {within[0]:.2f} and {upper:.2f} no more than {tolerance:.0%} of that is left"
+        f"Between dose {entered:.2f} and {upper:.2f} no more than {tolerance:.0%} of that is left"
         + (f"; it crosses zero at {zero:.2f}" if not np.isnan(zero) else "; it does not cross zero up to there")
         + f", where {kept:.0%} of what the loss gains without a vaccine is still learned"
         + (". Where the trait is what the data teaches, that part of the loss cannot be kept" if kept < 0.8 else "")
     )
-    return Recommendation(zero, within[0], upper, kept, why)
+    return Recommendation(zero, entered, upper, kept, why)
 
 
 def _crossing(doses: Float[np.ndarray, " dose"], left: Float[np.ndarray, " dose"], level: float) -> float:
@@ -267,3 +268,14 @@ def _crossing(doses: Float[np.ndarray, " dose"], left: Float[np.ndarray, " dose"
         if left[i] <= level < left[i - 1]:
             return float(doses[i - 1] + (left[i - 1] - level) / (left[i - 1] - left[i]) * (doses[i] - doses[i - 1]))
     return float("nan")
+
+
+def _leaves(doses: Float[np.ndarray, " dose"], left: Float[np.ndarray, " dose"], entered: float, tolerance: float) -> float:
+    """The first dose after `entered` at which what is left is outside the tolerance again, either way; else the highest tried."""
+    for i in range(1, len(doses)):
+        level = tolerance if left[i] > tolerance else -tolerance
+        if doses[i] > entered and abs(left[i]) > tolerance:
+            before = max(float(doses[i - 1]), entered)
+            at = float(np.interp(before, doses, left))
+            return before + (level - at) / (float(left[i]) - at) * (float(doses[i]) - before)
+    return float(doses[-1])

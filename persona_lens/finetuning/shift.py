@@ -7,7 +7,7 @@ Beside it stands what the model does: the trait score of its answers to the same
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -23,6 +23,7 @@ from persona_lens.errors import FinetuningError
 from persona_lens.evaluation import ScoreSettings, TraitScore, trait_answers, trait_scores
 from persona_lens.extraction.run import read_tensors
 from persona_lens.finetuning.adapters import adapted
+from persona_lens.finetuning.training import require_one_process
 from persona_lens.judges import Judge, default_judge
 from persona_lens.models import ADAPTER_CONFIG, ChatModel, load_model
 from persona_lens.progress import Progress, progress_bars
@@ -160,9 +161,11 @@ def shift(
         out: run folder; default `runs/shift-{model}`. More finetuned models may be added to it later; those measured stay.
 
     Raises:
-        FinetuningError: no vectors or models, a name twice or unfit as a file name, or a folder that is neither.
+        FinetuningError: no vectors or models, a name unfit for a file, a folder that is neither, traits with unequal numbers of
+            questions, or several processes.
         LineageError: vectors or models of another lineage.
     """
+    require_one_process("shift")
     settings = settings or ShiftSettings()
     traits = list(traits) if traits is not None else [load_trait(v.trait, model.trait_set) for v in vectors]
     judge = judge or (default_judge(model.trait_set) if model.trait_set == "pocket" else None)
@@ -175,12 +178,11 @@ def shift(
         "judge": judge.name if judge else None,
         "settings": encoded(settings),
     }
-    folder = RunFolder.open(place, command="shift", arguments=arguments, model=model.fingerprint.as_dict())
+    folder = RunFolder.open(place, command="shift", arguments=arguments, model=model.identity)
     with progress_bars(None if progress is None else False) as bars:
         study = _Shifts(model, vectors, traits, judge, settings, folder)
         study.run(finetuned, progress or bars)
-    known = read_json(place / "shift.json")["names"] if (place / "shift.json").exists() else []
-    names = sorted({*known, *finetuned})
+    names = sorted(p.stem.removeprefix("shift-") for p in place.glob("shift-*.json"))
     layers = {v.trait: v.best_layer for v in vectors}
     write_json(place / "shift.json", {"traits": [t.name for t in traits], "names": names, "layers": layers})
     return ShiftRun(place)
@@ -194,6 +196,9 @@ def _check(
         raise FinetuningError(
             f"a shift needs vectors of different traits and their traits; vectors {names}, traits {[t.name for t in traits]}"
         )
+    if len({len(t.evaluation_questions) for t in traits}) > 1:
+        counts = ", ".join(f"{t.name} {len(t.evaluation_questions)}" for t in traits)
+        raise FinetuningError(f"traits need equally many evaluation questions to be read side by side, not {counts}: even them out")
     for v in vectors:
         v.require_lineage(model.fingerprint.lineage)
         if (v.n_layers, v.d_model) != (model.n_layers, model.d_model):
@@ -213,7 +218,7 @@ def applied(model: ChatModel, folder: str | Path) -> AbstractContextManager[Chat
     """A finetuned model: an adapter on the base model, or a model of its own.
 
     Raises:
-        LineageError: a model of another lineage.
+        FinetuningError: a model of another lineage, or an adapter that does not fit.
     """
     if (Path(folder) / ADAPTER_CONFIG).is_file():
         return adapted(model, folder)
@@ -223,7 +228,7 @@ def applied(model: ChatModel, folder: str | Path) -> AbstractContextManager[Chat
             f"{folder} is of lineage {other.fingerprint.lineage}, the base model {model.name} of {model.fingerprint.lineage}: "
             "a shift is measured within a lineage"
         )
-    return nullcontext(other)
+    return nullcontext(replace(other, system=model.system))
 
 
 @dataclass(frozen=True)
@@ -253,7 +258,7 @@ class _Shifts:
         """The base model's residuals and the answers that are forced on the others; measured once."""
         if not (path / "scores.json").exists():
             answers = trait_answers(self.model, self.traits, self.settings.scores)
-            forced = [(p, r) for p, r in answers if r.sample < self.settings.base_samples and r.token_ids]
+            forced = [(p, r) for p, r in answers if r.sample < self.settings.base_samples]
             prompt_last, own = self._own(self.model, answers)
             _save(
                 path / "residuals.safetensors",
@@ -298,8 +303,7 @@ class _Shifts:
         )
 
     def _forced(self, model: ChatModel, forced: Sequence[tuple[Prompt, Rollout]]) -> Tensor:
-        spans = [Span(r.key, tuple(model.render(p.messages)), r.token_ids) for p, r in forced]
-        return self._by_prompt([p for p, _ in forced], _pooled(model, spans)[:, RESPONSE])
+        return self._by_prompt([p for p, _ in forced], _pooled(model, answer_spans(model, forced))[:, RESPONSE])
 
     def _by_prompt(
         self, prompts: Sequence[Prompt], values: Float[Tensor, "row layer d_model"]
@@ -310,6 +314,11 @@ class _Shifts:
         sums = torch.zeros(len(places), *values.shape[1:], dtype=torch.float64).index_add_(0, at, values.double())
         counts = torch.zeros(len(places), dtype=torch.float64).index_add_(0, at, torch.ones(len(at), dtype=torch.float64))
         return (sums / counts[:, None, None]).float()
+
+
+def answer_spans(model: ChatModel, answers: Sequence[tuple[Prompt, Rollout]]) -> list[Span]:
+    """Answers with their prompts; an empty answer is read at the token that ends it."""
+    return [Span(r.key, tuple(model.render(p.messages)), r.token_ids or model.stop_ids[:1]) for p, r in answers]
 
 
 def _pooled(model: ChatModel, spans: Sequence[Span]) -> Float[Tensor, "span pooling layer d_model"]:

@@ -6,6 +6,7 @@ was learned is in the run folder, in plain peft (or Hugging Face) format, and ac
 """
 
 import math
+import os
 import random
 import shutil
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
@@ -22,11 +23,11 @@ from torch import Tensor
 from persona_lens.errors import FinetuningError
 from persona_lens.finetuning.adapters import linear_modules, require_slim, trainable, unwrapped
 from persona_lens.finetuning.data import IGNORE, Data, Examples, batch_of, encode, read_data
-from persona_lens.finetuning.penalties import Penalty, TrainingStep
+from persona_lens.finetuning.penalties import Penalty, TrainingStep, check_penalties
 from persona_lens.finetuning.watching import Watch, Watched, watched_by
 from persona_lens.models import ChatModel, Pass, forward_pass
 from persona_lens.progress import Progress, progress_bars
-from persona_lens.steering import Intervention, plan
+from persona_lens.steering import Custom, Intervention, plan
 from persona_lens.store import RunFolder, digest, read_json, require_finished, write_json
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 RESULT: Final = "training.json"
 ATTENTION_AND_MLP: Final = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+NAMES: Final = {"loss": "loss", "grad_norm": "gradient's norm"}
 Told = Callable[[Mapping[str, float]], object]  # is told the figures of every step
 
 
@@ -45,7 +47,7 @@ class FinetuneSettings:
         method: "lora" trains an adapter, "full" every weight (and keeps a copy of the model's own meanwhile).
         rank, alpha, dropout, rank_stabilised, targets: of the adapter.
         batch_rows: conversations per step; `pass_rows` of them per forward pass and device.
-        max_steps: stop there; None: after the epochs.
+        max_steps: how many steps, whatever the epochs; None: as the epochs give.
         max_tokens: longest conversation.
         checkpoint_every: steps between the states that an interrupted training goes on from.
     """
@@ -160,6 +162,7 @@ def finetune(
     acting = [prevent] if isinstance(prevent, Intervention) else list(prevent)
     steering = plan(model, acting)
     require_slim(model)
+    check_penalties(model, penalties, settings.method)
     _check_targets(model, settings)
     found = read_data(data)
     examples = encode(model, found, max_tokens=settings.max_tokens, skip_bad=skip_bad)
@@ -168,7 +171,7 @@ def finetune(
     arguments = _arguments(examples, acting, penalties, watching, settings)
     state = _processes(model)
     with state.main_process_first():
-        folder = RunFolder.open(place, command="finetune", arguments=arguments, model=model.fingerprint.as_dict())
+        folder = RunFolder.open(place, command="finetune", arguments=arguments, model=model.identity)
     if not (place / RESULT).exists():
         with progress_bars(None if progress is None else False) as bars, ExitStack() as stack:
             stack.enter_context(_own_randomness(settings.seed))
@@ -196,7 +199,22 @@ def _processes(model: ChatModel) -> Any:
     return PartialState(cpu=model.device.type == "cpu")
 
 
+def require_one_process(what: str) -> None:
+    """Raise where a launcher started several processes: they would write the same files.
+
+    Raises:
+        FinetuningError: there are several.
+    """
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise FinetuningError(f"{what} runs in one process: only finetune shares its work among several")
+
+
 def _check_targets(model: ChatModel, settings: FinetuneSettings) -> None:
+    if settings.method == "full" and model.fingerprint.dtype != "float32":
+        raise FinetuningError(
+            f"{model.name} is in {model.fingerprint.dtype}, where small steps of all weights round to nothing: load it with "
+            "dtype=torch.float32, or train an adapter"
+        )
     known = linear_modules(model)
     unknown = [t for t in settings.targets if t not in known]
     if settings.method == "lora" and (unknown or not settings.targets):
@@ -221,7 +239,23 @@ def _arguments(
 
 def describe(acting: Sequence[Intervention]) -> list[str]:
     """Interventions as a run's record names them: what, where, how much, and a hash of the direction."""
-    return [f"{x} [{digest(x.direction.contiguous().numpy().tobytes())}]" for x in acting]
+    return [f"{x} [{digest(repr(_identity(x)))}]" for x in acting]
+
+
+def _identity(x: Intervention) -> list[Any]:
+    """All that an intervention depends on, in full precision."""
+
+    def tensor(t: Tensor) -> str:
+        return digest(t.detach().cpu().contiguous().numpy().tobytes())
+
+    act: Any = x.act
+    if isinstance(act, Custom):
+        code = getattr(act.function, "__code__", None)
+        body = repr((code.co_code, code.co_consts, code.co_names)) if code else repr(type(act.function))
+        act = (act.strength, getattr(act.function, "__qualname__", ""), body)
+    where = x.where if isinstance(x.where, str) else tensor(x.where)
+    gate = (tensor(x.gate.unit), x.gate.above) if x.gate else None
+    return [act, x.layer, tensor(x.direction), where, gate]
 
 
 @contextmanager
@@ -300,7 +334,8 @@ class _Steps:
         """
         if "loss" not in logs:
             return
-        if not math.isfinite(float(logs["loss"])):
+        wrong = next((name for name in ("loss", "grad_norm") if not math.isfinite(float(logs.get(name, 0.0)))), None)
+        if wrong:
             last = checkpoint_of(self.folder.path)
             kept = (
                 f"the state after step {last.name.rpartition('-')[2]} is kept in {last}"
@@ -308,8 +343,8 @@ class _Steps:
                 else "no checkpoint was due before it"
             )
             raise FinetuningError(
-                f"the loss is {logs['loss']} at step {step} of {total}; {kept}. Lower the learning rate or the strength, and start "
-                "in another folder"
+                f"the {NAMES[wrong]} is {logs[wrong]} at step {step} of {total}; {kept}. Lower the learning rate or the "
+                "strength, and start in another folder"
             )
         self.progress("training", step, total)
         if self.told:
@@ -367,6 +402,18 @@ def _training_arguments(model: ChatModel, settings: FinetuneSettings, path: Path
     )
 
 
+def _on_one_device(model: ChatModel, arguments: Any) -> None:
+    """One device per process: the Trainer would otherwise move the model, or spread its batches over all devices it sees.
+
+    Raises:
+        FinetuningError: the model is on another device than this process trains on.
+    """
+    device = arguments.device
+    if (device.type, device.index or 0) != (model.device.type, model.device.index or 0):
+        raise FinetuningError(f"{model.name} is on {model.device}, this process trains on {device}: load it there")
+    arguments._n_gpu = min(1, arguments._n_gpu)
+
+
 def _trainer(
     model: ChatModel,
     network: Any,
@@ -411,13 +458,17 @@ def _trainer(
             super().log(logs, *args, **kwargs)
             if self.is_world_process_zero():
                 steps.update(self.state.global_step, self.state.max_steps, logs)
-            elif not math.isfinite(float(logs.get("loss", 0.0))):
-                raise FinetuningError(f"the loss is {logs['loss']} at step {self.state.global_step}")
+            elif not all(math.isfinite(float(logs.get(name, 0.0))) for name in NAMES):
+                raise FinetuningError(f"loss or gradient are not finite at step {self.state.global_step}")
 
         def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
             clean = None if state_dict is None else {k.replace("_original_component.", ""): v for k, v in state_dict.items()}
             with unwrapped(chat):
-                super()._save(output_dir, clean)
+                if settings.method == "lora":  # without asking the hub whether the vocabulary has grown
+                    save: Any = network.save_pretrained
+                    save(output_dir, state_dict=clean, is_main_process=self.args.should_save, save_embedding_layers=False)
+                else:
+                    super()._save(output_dir, clean)
             if output_dir:
                 (Path(output_dir) / "training_args.bin").unlink(missing_ok=True)  # a pickle that nobody needs
 
@@ -426,9 +477,11 @@ def _trainer(
                 super()._load_from_checkpoint(*args, **kwargs)
 
     chat = model
+    arguments = _training_arguments(model, settings, path)
+    _on_one_device(model, arguments)
     trainer = SteeredTrainer(
         model=network,
-        args=_training_arguments(model, settings, path),
+        args=arguments,
         data_collator=lambda rows: batch_of(rows, chat.pad_id),
         train_dataset=cast(Any, [{"example": x} for x in examples.examples]),
     )
@@ -471,6 +524,7 @@ def _finish(
 ) -> None:
     """Save what was learned and the record; checkpoints are not needed any more."""
     result = "adapter" if settings.method == "lora" else "model"
+    model.hf.config.use_cache = True  # the Trainer's False would be saved with the model
     trainer.save_model(str(folder.path / result))
     if not trainer.is_world_process_zero():
         return

@@ -173,7 +173,7 @@ def spill_over(
         **{k: v for k, v in vars(settings).items() if k not in ("batch_rows", "sampling")},
     }
     path = Path(out) if out else Path("runs") / f"spill-{Path(model.name).name}-seed{settings.seed}"
-    folder = RunFolder.open(path, command="spill-over", arguments=arguments, model=model.fingerprint.as_dict())
+    folder = RunFolder.open(path, command="spill-over", arguments=arguments, model=model.identity)
     if not (path / "spill_over.json").exists():
         with progress_bars() as bars:
             _SpillOver(model, vectors, traits, judge, layer, list(strengths), settings, folder, progress or bars).run()

@@ -157,7 +157,7 @@ def extract_roles(
     chosen = {k: v for k, v in vars(settings).items() if k not in ("batch_rows", "batch_tokens", "sampling")}
     arguments = {"roles": roles.name, "roles_hash": content, "judge": judge.name, "sampling": vars(settings.sampling), **chosen}
     path = Path(out) if out else Path("runs") / f"roles-{Path(model.name).name}-{roles.name}-seed{settings.seed}"
-    folder = RunFolder.open(path, command="roles", arguments=arguments, model=model.fingerprint.as_dict())
+    folder = RunFolder.open(path, command="roles", arguments=arguments, model=model.identity)
     if not (path / "roles.json").exists():
         with progress_bars() as bars:
             _Roles(model, roles, judge, settings, folder, progress or bars).run()

@@ -52,6 +52,11 @@ class ChatModel:
         return self.fingerprint.name
 
     @property
+    def identity(self) -> dict[str, Any]:
+        """What a run must remember of the model: its fingerprint, and the system prompt if it has one."""
+        return self.fingerprint.as_dict() | ({"system": self.system} if self.system else {})
+
+    @property
     def n_layers(self) -> int:
         return self.fingerprint.n_layers
 

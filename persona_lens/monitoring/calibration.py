@@ -420,7 +420,7 @@ def _folder(
     """Where a calibration is kept, opened before anything is read."""
     said = json.dumps([[name, [[m["role"], m["content"]] for m in conversations[name]]] for name in sorted(conversations)])
     arguments = {"settings": vars(settings), "probes": [p.identity for p in probes], "conversations": digest(said)}
-    return RunFolder.open(out, command="calibrate", arguments=arguments, model=model.fingerprint.as_dict())
+    return RunFolder.open(out, command="calibrate", arguments=arguments, model=model.identity)
 
 
 def _save(found: Calibration, folder: RunFolder) -> None:

@@ -46,7 +46,7 @@ def neutral_conversations(
         Messages by name. Conversations that ended early (a full context, an empty answer) are among them, with the turns they have.
     """
     arguments = {"scripts": [[s.id, s.system, list(s.users)] for s in scripts], "sampling": asdict(sampling), "seed": seed}
-    folder = RunFolder.open(Path(out), command="converse", arguments=arguments, model=model.fingerprint.as_dict())
+    folder = RunFolder.open(Path(out), command="converse", arguments=arguments, model=model.identity)
 
     def held(chunk: range) -> list[dict[str, object]]:
         return [c.as_dict() for c in converse(model, scripts[chunk.start : chunk.stop], sampling, seed=seed)]

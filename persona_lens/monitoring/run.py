@@ -176,7 +176,7 @@ def monitor_chats(
         "rate": rate,
         "thinking": thinking,
     }
-    folder = RunFolder.open(place, command="monitor", arguments=arguments, model=model.fingerprint.as_dict())
+    folder = RunFolder.open(place, command="monitor", arguments=arguments, model=model.identity)
     with progress_bars(None if progress is None else False) as bars:
         watch = _Watch(model, probes, calibration, thinking, embed, folder)
         watch.fill(transcripts, progress or bars)

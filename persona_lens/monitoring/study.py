@@ -215,7 +215,7 @@ def predict(
         "judge": judge.name,
         "settings": asdict(settings),
     }
-    folder = RunFolder.open(place, command="predict", arguments=arguments, model=model.fingerprint.as_dict())
+    folder = RunFolder.open(place, command="predict", arguments=arguments, model=model.identity)
     with progress_bars(None if progress is None else False) as bars:
         study = _Study(model, trait, judge, folder, settings, progress or bars)
         found = study.run(conditions, vectors, layer, others, embed)

@@ -191,6 +191,25 @@ def test_staying_near_the_base_keeps_the_answers_nearer(pocket: ChatModel, chats
     assert moved[1] < 0.5 * moved[0]
 
 
+def test_penalties_that_do_not_fit_are_refused_before_training(
+    pocket: ChatModel, vectors: pl.PersonaVectors, chats: Any, tmp_path: Path
+) -> None:
+    foreign = replace(vectors, provenance={"model": {"lineage": "another", "name": "other"}})
+    narrow = replace(vectors, directions=vectors.directions[:, :100], differences=vectors.differences[..., :100])
+    for penalty, error, message in (
+        (penalise_projection(foreign, 4, 1.0), LineageError, "another"),
+        (penalise_projection(narrow, 4, 1.0), FinetuningError, "has 100 dimensions, pocket has 256"),
+    ):
+        with pytest.raises(error, match=message):
+            finetune(pocket, chats, penalties=[penalty], settings=FAST, out=tmp_path / "x")
+    with pytest.raises(FinetuningError, match="no base model to compare with"):
+        finetune(pocket, chats, penalties=[penalise_divergence(1.0)], settings=replace(FAST, method="full"), out=tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+    assert str(penalise_projection(vectors, 4, 1.0)) != str(penalise_projection(-vectors, 4, 1.0))
+    normal = [dataset("optimism", "normal", rows=4, seed=s) for s in (0, 1)]
+    assert mix_in(normal[0], 0.5).recipe != mix_in(normal[1], 0.5).recipe
+
+
 # --- doses --------------------------------------------------------------------------------------------------------------------
 
 
@@ -268,6 +287,8 @@ def test_a_recommendation_is_read_off_the_doses() -> None:
     assert np.isnan(kept.zero)
     assert kept.high == 2.0
     assert kept.kept == pytest.approx(1.0)
+    back = recommend(tried((0.0, 1.0, 0.5), (1.0, 0.2, 0.5), (2.0, 0.5, 0.5)), base_loss=1.0, tolerance=0.25)
+    assert back.high == pytest.approx(1.0 + 0.05 / 0.3)
     negative = recommend(tried((0.0, -1.0, 0.5), (2.0, 1.0, 0.5)), base_loss=1.0, tolerance=0.25)
     assert negative.zero == pytest.approx(1.0)
 
@@ -352,6 +373,7 @@ def test_every_defence_has_a_cell_after_base_and_ordinary(compared: Any, trait: 
     negative = system_prompt(trait, "negative", 0)
     assert calls == [None, None, None, None, negative, None, None]
     assert run.base.held_out_loss > run.ordinary.held_out_loss
+    assert run.cells[4].held_out_loss != run.ordinary.held_out_loss  # read under the negative prompt
     assert run.ordinary.of("optimism").score.shape == (6,)
     assert run.cells[4].capable > run.base.capable  # the system prompt is longer
     assert load_comparison(run.path).cells[3].coherence == run.cells[3].coherence
@@ -403,6 +425,8 @@ def test_comparisons_that_cannot_be(pocket: ChatModel, vectors: pl.PersonaVector
             defend(pocket, chats, make, out=tmp_path / "x")
     with pytest.raises(SteeringError, match="layer 9"):
         prevent([(vectors, 1.0)], 9, 1.0)
+    with pytest.raises(FinetuningError, match="ordinary conversations are to be mixed in"):
+        defend(pocket, chats, [mix_in(chats[:2], 0.5)], out=tmp_path / "x")
     with pytest.raises(FinetuningError, match="cannot be trained on"):
         defend(pocket, [*chats, [{"role": "user", "content": "Hi."}]], [stay_near(1.0)], out=tmp_path / "x")
     assert not (tmp_path / "x").exists()

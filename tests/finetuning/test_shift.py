@@ -156,6 +156,7 @@ def test_a_finetuned_model_of_its_own_is_measured_too(pocket: ChatModel, vectors
 
 def test_bad_input(pocket: ChatModel, vectors: Any, few: Any, adapter: Path, tmp_path: Path) -> None:
     foreign = replace(vectors[0], provenance={"model": {"lineage": "another", "name": "other"}})
+    uneven = few[1].model_copy(update={"evaluation_questions": few[1].evaluation_questions[:2]})
     cases: list[tuple[Any, Any, Any, type[Exception], str]] = [
         ({"x": adapter}, [foreign], few[:1], LineageError, "another"),
         ({"x": adapter}, [], [], FinetuningError, "needs vectors"),
@@ -164,6 +165,7 @@ def test_bad_input(pocket: ChatModel, vectors: Any, few: Any, adapter: Path, tmp
         ({"base": adapter}, vectors, few, FinetuningError, "cannot name"),
         ({"../x": adapter}, vectors, few, FinetuningError, "cannot name"),
         ({"x": tmp_path}, vectors, few, FinetuningError, "neither an adapter nor a model"),
+        ({"x": adapter}, vectors, [few[0], uneven], FinetuningError, "equally many evaluation questions .* evil 2"),
     ]
     for models, directions, traits, error, message in cases:
         with pytest.raises(error, match=message):

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel, Trainer, TrainingArguments
 
 import persona_lens as pl
@@ -35,7 +35,7 @@ from persona_lens.finetuning import (
 )
 from persona_lens.finetuning.adapters import linear_modules, trainable
 from persona_lens.finetuning.data import IGNORE, Example, batch_of
-from persona_lens.finetuning.training import ATTENTION_AND_MLP, PAPER, checkpoint_of
+from persona_lens.finetuning.training import ATTENTION_AND_MLP, PAPER, checkpoint_of, describe
 from persona_lens.models import ChatModel, Pass, forward_pass
 from persona_lens.pocket import weights_folder
 from persona_lens.pocket_lab.datasets import dataset
@@ -503,6 +503,116 @@ def test_folders_that_hold_no_adapter_for_the_model(pocket: ChatModel, ordinary:
     with pytest.raises((FinetuningError, ModelLoadError), match=messages[what]), adapted(pocket, folder):
         pass
     assert [n for n, _ in pocket.hf.named_modules()] == names
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"bias": "all"}, {"init_lora_weights": "pissa"}, {"lora_bias": True}, {"modules_to_save": ["lm_head"]}, {"peft_type": "IA3"}],
+)
+def test_adapters_that_could_not_be_taken_off_are_refused(
+    pocket: ChatModel, ordinary: Any, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    shutil.copytree(ordinary.adapter, tmp_path / "a")
+    config = json.loads((tmp_path / "a" / "adapter_config.json").read_text())
+    (tmp_path / "a" / "adapter_config.json").write_text(json.dumps(config | changes))
+    with pytest.raises(FinetuningError, match="only plain LoRA adapters"), adapted(pocket, tmp_path / "a"):
+        pass
+
+
+def test_an_adapter_of_other_names_is_refused(pocket: ChatModel, ordinary: Any, tmp_path: Path) -> None:
+    """peft would load nothing of it and say so in a warning."""
+    shutil.copytree(ordinary.adapter, tmp_path / "a")
+    renamed = {k.replace("layers.", "blocks."): v for k, v in weights(tmp_path / "a").items()}
+    save_file(renamed, tmp_path / "a" / "adapter_model.safetensors")
+    with pytest.raises(FinetuningError, match="other names"), adapted(pocket, tmp_path / "a"):
+        pass
+    (tmp_path / "a" / "adapter_model.safetensors").write_bytes(b"broken")
+    with pytest.raises(FinetuningError, match="does not fit"), adapted(pocket, tmp_path / "a"):
+        pass
+
+
+def test_one_adapter_at_a_time(pocket: ChatModel, ordinary: Any, chats: Any, tmp_path: Path) -> None:
+    ids = torch.tensor([pocket.render(chats[0])])
+    with adapted(pocket, ordinary.adapter) as model, torch.no_grad():
+        before = pocket.hf(ids, use_cache=False).logits
+        with pytest.raises(FinetuningError, match="an adapter is on"), adapted(pocket, ordinary.adapter):
+            pass
+        with pytest.raises(FinetuningError, match="an adapter is on"):
+            finetune(model, chats, settings=QUICK, out=tmp_path / "x")
+        assert torch.equal(pocket.hf(ids, use_cache=False).logits, before)
+
+
+def test_the_scale_of_an_adapter_is_in_its_fingerprint(pocket: ChatModel, ordinary: Any, tmp_path: Path) -> None:
+    shutil.copytree(ordinary.adapter, tmp_path / "a")
+    config = json.loads((tmp_path / "a" / "adapter_config.json").read_text())
+    (tmp_path / "a" / "adapter_config.json").write_text(json.dumps(config | {"lora_alpha": 1}))
+    with adapted(pocket, ordinary.adapter) as model:
+        first = model.fingerprint.weights
+    with adapted(pocket, tmp_path / "a") as model:
+        assert model.fingerprint.weights != first
+
+
+def test_shared_weights_are_not_merged(pocket: ChatModel, chats: Any, tmp_path: Path) -> None:
+    """A LoRA on the embeddings, which are the output matrix too: merging would change both."""
+    with trainable(pocket, LoraConfig(r=2, target_modules=["embed_tokens"], init_lora_weights=False)) as peft, unwrapped(pocket):
+        peft.save_pretrained(str(tmp_path), save_embedding_layers=False)
+    ids = torch.tensor([pocket.render(chats[0])])
+    found = []
+    for merge in (None, False):
+        with adapted(pocket, tmp_path, merge=merge), torch.no_grad():
+            found.append(pocket.hf(ids, use_cache=False).logits)
+    assert torch.equal(found[0], found[1])
+
+
+def test_interventions_are_told_apart_in_full(vectors: pl.PersonaVectors) -> None:
+    from persona_lens.steering import custom
+
+    other = replace(vectors, directions=vectors.directions * 1.5)
+    pairs = [
+        (add(vectors, 4, 1.0), add(vectors, 4, 1.0 + 1e-9)),
+        (custom(lambda h, v: h + v, vectors, 4), custom(lambda h, v: h - v, vectors, 4)),
+        (add(vectors, 4, 1.0).when(vectors, above=1.0), add(vectors, 4, 1.0).when(-vectors, above=1.0)),
+        (
+            add(vectors, 4, 1.0, where=torch.ones(2, 3, dtype=torch.bool)),
+            add(vectors, 4, 1.0, where=torch.zeros(2, 3, dtype=torch.bool)),
+        ),
+        (add(vectors, 4, 1.0), add(other, 4, 1.0)),
+    ]
+    for a, b in pairs:
+        assert describe([a]) != describe([b])
+        assert describe([a]) == describe([a])
+
+
+def test_low_precision_is_not_trained_in_full(tokenizer: Any, chats: Any, tmp_path: Path) -> None:
+    model = pl.load_model("pocket", dtype=torch.bfloat16)
+    with pytest.raises(FinetuningError, match="bfloat16, where small steps"):
+        finetune(model, chats, settings=replace(QUICK, method="full"), out=tmp_path / "x")
+    run = finetune(model, chats, settings=replace(QUICK, max_steps=1), out=tmp_path / "y")
+    assert all(t.dtype == torch.float32 for t in weights(run.adapter).values())
+
+
+def test_a_gradient_that_is_no_number_stops_too(pocket: ChatModel, vectors: pl.PersonaVectors, chats: Any, tmp_path: Path) -> None:
+    from persona_lens.steering import custom
+
+    class Broken(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, h: torch.Tensor) -> torch.Tensor:
+            return h.clone()
+
+        @staticmethod
+        def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
+            return gradients[0] * math.nan
+
+    passes = iter(range(100))
+    prevent = custom(lambda h, v: Broken.apply(h) if next(passes) >= 3 else h, vectors, 4, where="everywhere")
+    with pytest.raises(FinetuningError, match=r"gradient's norm is nan at step 4 of 4; the state after step 2 is kept"):
+        finetune(pocket, chats, prevent=prevent, settings=QUICK, out=tmp_path / "x")
+    assert not (tmp_path / "x" / "training.json").exists()
+
+
+def test_records_and_messages_are_both_data(pocket: ChatModel, chats: Any) -> None:
+    a = encode(pocket, read_data([{"messages": c} for c in chats]), max_tokens=2048).examples
+    assert [x.ids for x in a] == [x.ids for x in encode(pocket, read_data(chats), max_tokens=2048).examples]
 
 
 # --- data -------------------------------------------------------------------------------------------------------------------
