@@ -37,12 +37,27 @@ def unwrapped(model: ChatModel) -> Generator[None]:
         setattr(parent, leaf, wrapped)
 
 
-def require_slim(model: ChatModel) -> None:
-    """Raise unless only the blocks of the model are bridged.
+def require_peft() -> None:
+    """Raise where the extra is not installed.
 
     Raises:
-        FinetuningError: a full bridge, whose modules adapters cannot be put on.
+        FinetuningError: peft or accelerate are missing.
     """
+    try:
+        import accelerate  # noqa: F401  # pyright: ignore[reportUnusedImport]
+        import peft  # noqa: F401  # pyright: ignore[reportUnusedImport]
+    except ImportError as error:
+        raise FinetuningError("finetuning needs peft and accelerate: pip install 'persona-lens[finetune]'") from error
+
+
+def require_slim(model: ChatModel) -> None:
+    """Raise unless an adapter can be put on the model: only its blocks are bridged, and none is on it.
+
+    Raises:
+        FinetuningError: a full bridge, an adapter that is on already, or peft is missing.
+    """
+    require_peft()
+    _require_bare(model)
     if set(model.bridge.adapter.component_mapping or {}) != {"blocks"}:
         raise FinetuningError(f"{model.name} is hosted with every hook point: load it with hooks='residual' to finetune it")
 
@@ -79,11 +94,11 @@ def adapted(model: ChatModel, folder: str | Path, *, merge: bool | None = None) 
         ModelLoadError: the folder holds no adapter, or one in another format than safetensors.
         FinetuningError: the adapter does not fit the model, is no plain LoRA, or another one is on the model already.
     """
-    from peft import PeftModel
-
     folder = Path(folder)
     _require_plain(folder, require_adapter(folder))
     require_slim(model)
+    from peft import PeftModel
+
     with _restored(model) as stack:
         with unwrapped(model):
             try:
@@ -147,7 +162,6 @@ def _require_bare(model: ChatModel) -> None:
 @contextmanager
 def _restored(model: ChatModel) -> Generator[ExitStack]:
     """The model as it was, after whatever was put on the stack is undone: no adapter, gradients and mode as before."""
-    _require_bare(model)
     wanted = {name: p.requires_grad for name, p in model.hf.named_parameters()}
     training, cache = model.hf.training, model.hf.config.use_cache
     try:

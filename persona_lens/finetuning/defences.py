@@ -15,6 +15,7 @@ from persona_lens.finetuning.penalties import Penalty, penalise_divergence, pena
 from persona_lens.models import ChatModel, Message
 from persona_lens.prompts import system_prompt
 from persona_lens.steering import Intervention, ablate, add, add_increments
+from persona_lens.store import digest
 from persona_lens.traits import Trait
 from persona_lens.vectors import PersonaVectors
 
@@ -124,6 +125,7 @@ def mix_in(ordinary: Chats, share: float, *, seed: int = 0) -> Defence:
         rng.shuffle(found)
         return found
 
+    which = f"ordinary [{digest(repr(ordinary))}]"
     return Defence(
         "ordinary data mixed in",
         share,

@@ -1,5 +1,6 @@
 """Does the shift foretell the trait? The correlation over many finetuned models, trait by trait, with its nulls beside it."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -12,8 +13,8 @@ from persona_lens.finetuning.shift import Reading, ShiftRun
 
 
 def family_of(name: str) -> str:
-    """What a data set called `family-level` was made from."""
-    return name.rpartition("-")[0] or name
+    """What a data set called `family-level`, or `family-level-s1` for a seed, was made from."""
+    return re.sub(r"-s\d+$", "", name).rpartition("-")[0] or name
 
 
 def foretold(

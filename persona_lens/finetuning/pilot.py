@@ -256,7 +256,7 @@ def recommend(tried: Sequence[Tried], base_loss: float, tolerance: float) -> Rec
         f"ordinary training shifts the persona by {shifts[0]:.2f} mean differences (95 % interval {low:.2f} to {high:.2f}). "
         f"Between dose {entered:.2f} and {upper:.2f} no more than {tolerance:.0%} of that is left"
         + (f"; it crosses zero at {zero:.2f}" if not np.isnan(zero) else "; it does not cross zero up to there")
-        + f", where {kept:.0%} of what the loss gains without a vaccine is still learned"
+        + (f", where {kept:.0%} of what the loss gains without a vaccine is still learned" if not np.isnan(kept) else "")
         + (". Where the trait is what the data teaches, that part of the loss cannot be kept" if kept < 0.8 else "")
     )
     return Recommendation(zero, entered, upper, kept, why)

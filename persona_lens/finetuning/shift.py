@@ -295,12 +295,8 @@ class _Shifts:
 
     def _own(self, model: ChatModel, answers: Sequence[tuple[Prompt, Rollout]]) -> tuple[Tensor, Tensor]:
         """Residuals by prompt: of its last token, and over the model's own answers to it."""
-        stop = (model.stop_ids[0],)  # pooling needs an answer; an empty one is read at its end token
-        spans = [Span(r.key, tuple(model.render(p.messages)), r.token_ids or stop) for p, r in answers]
-        pooled = _pooled(model, spans)
-        return self._by_prompt([p for p, _ in answers], pooled[:, LAST]), self._by_prompt(
-            [p for p, _ in answers], pooled[:, RESPONSE]
-        )
+        pooled, prompts = _pooled(model, answer_spans(model, answers)), [p for p, _ in answers]
+        return self._by_prompt(prompts, pooled[:, LAST]), self._by_prompt(prompts, pooled[:, RESPONSE])
 
     def _forced(self, model: ChatModel, forced: Sequence[tuple[Prompt, Rollout]]) -> Tensor:
         return self._by_prompt([p for p, _ in forced], _pooled(model, answer_spans(model, forced))[:, RESPONSE])

@@ -191,11 +191,8 @@ def finetune(
 
 def _processes(model: ChatModel) -> Any:
     """The processes that train together: one, unless a launcher (torchrun, accelerate) started more."""
-    try:
-        from accelerate import PartialState
-        from peft import LoraConfig  # noqa: F401  # pyright: ignore[reportUnusedImport]
-    except ImportError as error:
-        raise FinetuningError("finetuning needs peft and accelerate: pip install 'persona-lens[finetune]'") from error
+    from accelerate import PartialState
+
     return PartialState(cpu=model.device.type == "cpu")
 
 

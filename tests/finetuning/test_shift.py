@@ -221,6 +221,7 @@ def test_which_models_count(run: Any, tmp_path: Path) -> None:
     assert found.sets == 16
     assert foretold([many], layers={"optimism": 0, "evil": 1})["evil"].sets == 24
     assert family_of("bare-sums-II") == "bare-sums"
+    assert family_of("bare-sums-II-s2") == "bare-sums"
     assert family_of("mine") == "mine"
     with pytest.raises(FinetuningError, match="at least 6 data sets, not 1"):
         foretold(run)
