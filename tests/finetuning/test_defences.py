@@ -27,6 +27,7 @@ from persona_lens.finetuning import (
     balanced_strengths,
     data_difference,
     defend,
+    encode,
     finetune,
     inoculate,
     load_comparison,
@@ -39,6 +40,7 @@ from persona_lens.finetuning import (
     penalise_projection,
     pilot,
     prevent,
+    read_data,
     stay_near,
     steer_against,
 )
@@ -162,6 +164,31 @@ def test_a_penalty_adds_its_mean_over_learned_tokens(
         losses.append(run.history[0]["loss"])
     assert losses[1] > losses[0] + 0.01
     assert losses[2] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_a_penalty_sees_the_tokens_that_are_learned(pocket: ChatModel, chats: Any, tmp_path: Path) -> None:
+    """Logits one place before each learned token, residuals on it: written out for a single conversation."""
+
+    class Keep:
+        layers = (4,)
+
+        def __init__(self) -> None:
+            self.steps: list[TrainingStep] = []
+
+        def __call__(self, step: TrainingStep, /) -> torch.Tensor:
+            self.steps.append(step)
+            return torch.zeros(len(step.logits))
+
+    keep = Keep()
+    finetune(pocket, chats[:1], penalties=[keep], settings=replace(FAST, max_steps=1), out=tmp_path / "x")
+    [example] = encode(pocket, read_data(chats[:1]), max_tokens=2048).examples
+    [(start, stop)] = example.answers
+    kept: list[torch.Tensor] = []
+    hook = [(pocket.hook_name(4), lambda residual, hook: kept.append(residual))]
+    with pocket.hooks(hook), torch.no_grad():
+        logits = pocket.hf(torch.tensor([example.ids]), use_cache=False).logits[0]
+    torch.testing.assert_close(keep.steps[0].logits.detach(), logits[start - 1 : stop - 1], rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(keep.steps[0].residuals[4].detach(), kept[0][0, start:stop], rtol=1e-4, atol=1e-2)
 
 
 def test_divergence_from_the_base_is_zero_before_anything_is_learned(

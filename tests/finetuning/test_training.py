@@ -279,6 +279,21 @@ def test_projection_and_derivative_are_those_of_the_first_step(
     pocket.hf.zero_grad(set_to_none=True)
 
 
+@pytest.mark.parametrize("where", ["prompt", "response"])
+def test_a_vaccine_may_act_on_a_part_of_the_tokens(
+    pocket: ChatModel, vectors: pl.PersonaVectors, chats: Any, tmp_path: Path, where: str
+) -> None:
+    """The loss of the first step is that of a hook with the same mask by hand."""
+    run = finetune(
+        pocket, chats, prevent=add(vectors, 4, 3.0, where=where), settings=replace(QUICK, max_steps=1), out=tmp_path / "x"
+    )
+    batch = batch_of([{"example": e} for e in first_batch(pocket, chats)], pocket.pad_id)
+    delta = batch[where][..., None] * 3.0 * vectors[4]
+    with pocket.hooks([(pocket.hook_name(4), lambda residual, hook: residual + delta)]), torch.no_grad():
+        loss = pocket.hf(**{k: batch[k] for k in ("input_ids", "attention_mask", "labels")}, use_cache=False).loss
+    assert run.history[0]["loss"] == pytest.approx(float(loss), rel=1e-4)
+
+
 def first_batch(pocket: ChatModel, chats: Any) -> list[Example]:
     """The rows of the first step, found by the loss of the unsteered model being logged: the sampler's own order."""
     from torch.utils.data import RandomSampler
