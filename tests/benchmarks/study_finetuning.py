@@ -147,7 +147,7 @@ def run_comparison(runs: Path, out: Path, shard: str) -> None:
             *(stay_near(w) for w in (0.1, 1.0, 10.0)),
             *(mix_in(ordinary, share) for share in (0.25, 0.5, 1.0)),
         ]
-        chosen = replace(default_settings(model), epochs=3.0) if facts else None
+        chosen = replace(default_settings(model), epochs=10.0, learning_rate=8e-4) if facts else None
         defend(
             model, data, defences, capability=capability_of_world(n=100),
             task=Task("new facts recalled", lambda m: recalled(m, new_people())) if facts else None,

@@ -88,14 +88,15 @@ def separate(vectors: int, questions: int, reliability: float, shared: float) ->
     return next(w for w in worlds if min(ratio(w.means), ratio(w.means[1:])) > 1.4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("vectors", "questions", "reliability", "shared"),
     [
         (7, 20, 0.85, 0.0),
-        pytest.param(7, 20, 0.99, 0.3, marks=pytest.mark.slow),
-        pytest.param(12, 20, 0.9, 0.5, marks=pytest.mark.slow),
-        pytest.param(7, 12, 0.9, 0.0, marks=pytest.mark.slow),
-        pytest.param(32, 20, 0.9, 0.5, marks=pytest.mark.slow),
+        (7, 20, 0.99, 0.3),
+        (12, 20, 0.9, 0.5),
+        (7, 12, 0.9, 0.0),
+        (32, 20, 0.9, 0.5),
     ],
 )
 @pytest.mark.filterwarnings("ignore:Mean of empty slice")
