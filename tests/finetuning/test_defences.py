@@ -413,6 +413,7 @@ def test_defences_that_train_alike_share_a_training(compared: Any) -> None:
     np.testing.assert_array_equal(same.of("optimism").score, other.of("optimism").score)
     assert same.held_out_loss == other.held_out_loss
     assert run.cells[2].held_out_loss != other.held_out_loss
+    assert run.cells[3].held_out_loss != other.held_out_loss  # the same weights, steered
 
 
 def test_a_comparison_goes_on_where_it_stopped(

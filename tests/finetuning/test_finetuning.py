@@ -392,6 +392,10 @@ def test_learning_lowers_the_loss(pocket: ChatModel, chats: Any, ordinary: Any) 
         assert answer_loss(model, examples) < before - 0.01
     assert answer_loss(pocket, examples) == before
     assert answer_loss(pocket, examples, batch_tokens=64) == pytest.approx(before, rel=1e-5)
+    batch = batch_of([{"example": e} for e in examples], pocket.pad_id)
+    with torch.no_grad():
+        theirs = pocket.hf(**{k: batch[k] for k in ("input_ids", "attention_mask", "labels")}, use_cache=False).loss
+    assert before == pytest.approx(float(theirs), rel=1e-4)
 
 
 # --- bad input --------------------------------------------------------------------------------------------------------------
