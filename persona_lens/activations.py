@@ -4,7 +4,7 @@ No activation cache and no logits: each hook multiplies the residual with a smal
 Spans come from token ids (prompt ids + answer ids), never from text.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -56,8 +56,8 @@ class Pooled:
     values: Float[Tensor, "batch pooling layer d_model"]
 
 
-def token_batches(spans: Sequence[Span], batch_tokens: int) -> list[list[int]]:
-    """Indices of the spans, sorted by length and cut where a padded batch would exceed the token budget."""
+def token_batches(spans: Sequence[Sized], batch_tokens: int) -> list[list[int]]:
+    """Indices of what has a length in tokens, sorted by it and cut where a padded batch would exceed the token budget."""
     batches: list[list[int]] = []
     current: list[int] = []
     for index in sorted(range(len(spans)), key=lambda i: (len(spans[i]), i)):

@@ -73,7 +73,7 @@ def trainable(model: ChatModel, config: Any) -> Generator["PeftModel"]:
     """A fresh adapter on the model (a peft config says which); the model is as before after it, bit for bit."""
     from peft import get_peft_model
 
-    with _restored(model):
+    with restored(model):
         with unwrapped(model):
             peft = cast("PeftModel", get_peft_model(model.hf, config))
         yield peft
@@ -99,7 +99,7 @@ def adapted(model: ChatModel, folder: str | Path, *, merge: bool | None = None) 
     require_slim(model)
     from peft import PeftModel
 
-    with _restored(model) as stack:
+    with restored(model) as stack:
         with unwrapped(model):
             try:
                 peft = PeftModel.from_pretrained(model.hf, str(folder))
@@ -143,24 +143,27 @@ def _require_all_loaded(folder: Path, peft: "PeftModel") -> None:
         raise ValueError(f"{len(wanted ^ found)} tensors have other names, such as {sorted(wanted ^ found)[0]!r}")
 
 
-def _shared(model: ChatModel, peft: "PeftModel") -> bool:
-    """Whether a weight under the adapter is also another module's."""
+def _tuned(module: torch.nn.Module) -> list[tuple[str, Any]]:
+    """The layers that peft has put in the place of plain ones, by name."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
+    return [(name, layer) for name, layer in module.named_modules() if isinstance(layer, BaseTunerLayer)]
+
+
+def _shared(model: ChatModel, peft: "PeftModel") -> bool:
+    """Whether a weight under the adapter is also another module's."""
     places = [p.data_ptr() for _, p in model.hf.named_parameters(remove_duplicate=False)]
-    under = [cast(Any, m).get_base_layer().weight.data_ptr() for m in peft.modules() if isinstance(m, BaseTunerLayer)]
+    under = [layer.get_base_layer().weight.data_ptr() for _, layer in _tuned(peft)]
     return any(places.count(place) > 1 for place in under)
 
 
 def _require_bare(model: ChatModel) -> None:
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    if any(isinstance(m, BaseTunerLayer) for m in model.hf.modules()):
+    if _tuned(model.hf):
         raise FinetuningError(f"an adapter is on {model.name} already: leave its context first, or load it as a model of its own")
 
 
 @contextmanager
-def _restored(model: ChatModel) -> Generator[ExitStack]:
+def restored(model: ChatModel) -> Generator[ExitStack]:
     """The model as it was, after whatever was put on the stack is undone: no adapter, gradients and mode as before."""
     wanted = {name: p.requires_grad for name, p in model.hf.named_parameters()}
     training, cache = model.hf.training, model.hf.config.use_cache
@@ -178,12 +181,9 @@ def _restored(model: ChatModel) -> Generator[ExitStack]:
 
 def _take_off(model: ChatModel) -> None:
     """Put the plain modules back in the place of peft's, also of an adapter that was only half put on."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    for name, module in list(model.hf.named_modules()):
-        if isinstance(module, BaseTunerLayer):
-            parent, _, leaf = name.rpartition(".")
-            setattr(model.hf.get_submodule(parent), leaf, cast(Any, module).get_base_layer())
+    for name, layer in _tuned(model.hf):
+        parent, _, leaf = name.rpartition(".")
+        setattr(model.hf.get_submodule(parent), leaf, layer.get_base_layer())
     for name in ("peft_config", "active_adapter"):
         model.hf.__dict__.pop(name, None)
 
@@ -191,9 +191,7 @@ def _take_off(model: ChatModel) -> None:
 @contextmanager
 def _merged(peft: "PeftModel") -> Generator[None]:
     """The adapter in the weights; the weights are put back from a copy, not by subtracting it again."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    layers = cast("list[Any]", [m for m in peft.modules() if isinstance(m, BaseTunerLayer)])
+    layers = [layer for _, layer in _tuned(peft)]
     before = [layer.get_base_layer().weight.detach().clone() for layer in layers]
     for layer in layers:
         layer.merge()

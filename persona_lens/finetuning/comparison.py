@@ -147,19 +147,19 @@ def defend(
         SteeringError, LineageError: interventions that do not fit the model - before anything is trained.
     """
     settings = settings or ComparisonSettings()
-    settings = replace(settings, finetuning=settings.finetuning or default_settings(model))
+    training = settings.finetuning or default_settings(model)
+    settings = replace(settings, finetuning=training)
     traits = list(traits) if traits is not None else [load_trait(n, model.trait_set) for n in list_traits(model.trait_set)]
     judge = judge or default_judge(model.trait_set)
     require_one_process("defend")
-    _check(model, defences, settings.finetuning or default_settings(model))
+    _check(model, defences, training)
     found = read_data(data)
-    assert settings.finetuning
-    encode(model, found, max_tokens=settings.finetuning.max_tokens)
+    encode(model, found, max_tokens=training.max_tokens)
     chats = [chat.messages for chat in found.chats]
     extra = None if held_out is None else read_data(held_out)
     if extra:
-        encode(model, extra, max_tokens=settings.finetuning.max_tokens)
-    _check_rows(model, chats, defences, settings.finetuning.max_tokens)
+        encode(model, extra, max_tokens=training.max_tokens)
+    _check_rows(model, chats, defences, training.max_tokens)
     place = Path(out) if out else Path("runs") / f"defend-{found.path.stem}"
     everything = [BASE, ORDINARY, *defences]
     arguments = {
@@ -175,7 +175,7 @@ def defend(
     }
     folder = RunFolder.open(place, command="defend", arguments=arguments, model=model.identity)
     if not (place / RESULT).exists():
-        study = _Comparison(model, chats, extra, traits, judge, capability, task, settings, folder)
+        study = _Comparison(model, chats, extra, traits, judge, capability, task, training, settings.scores, folder)
         with progress_bars(None if progress is None else False) as bars:
             cells = study.run(everything, progress or bars)
         write_json(place / RESULT, {"traits": [t.name for t in traits], "task": task.name if task else None, "cells": cells})
@@ -221,7 +221,8 @@ class _Comparison:
     judge: Judge
     capability: CapabilityTest | None
     task: Task | None
-    settings: ComparisonSettings
+    training: FinetuneSettings
+    scores: ScoreSettings
     folder: RunFolder
 
     def run(self, defences: Sequence[Defence], progress: Progress) -> list[dict[str, Any]]:
@@ -240,7 +241,7 @@ class _Comparison:
             model = self.model if defence is BASE else stack.enter_context(applied(self.model, self._trained(defence)))
             model = replace(model, system=defence.system or self.model.system)
             stack.enter_context(steer(model, defence.after))
-            answers = trait_answers(model, self.traits, self.settings.scores)
+            answers = trait_answers(model, self.traits, self.scores)
             return Cell(
                 defence.name,
                 float(defence.dose),
@@ -254,12 +255,7 @@ class _Comparison:
         """Of the model as it is used: steered, and under its system prompt."""
         if self.held_out is None:
             return float("nan")
-        return answer_loss(model, encode(model, self.held_out, max_tokens=self.tokens).examples)
-
-    @property
-    def tokens(self) -> int:
-        assert self.settings.finetuning
-        return self.settings.finetuning.max_tokens
+        return answer_loss(model, encode(model, self.held_out, max_tokens=self.training.max_tokens).examples)
 
     def _trained(self, defence: Defence) -> Path:
         """The adapter of a defence's training, which others may share."""
@@ -270,7 +266,7 @@ class _Comparison:
             chats,
             prevent=defence.during,
             penalties=defence.penalties,
-            settings=self.settings.finetuning,
+            settings=self.training,
             out=out,
             progress=silent,
         )

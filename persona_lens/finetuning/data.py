@@ -29,6 +29,9 @@ class Example:
     ids: tuple[int, ...]
     answers: tuple[Interval, ...]
 
+    def __len__(self) -> int:
+        return len(self.ids)
+
 
 @dataclass(frozen=True)
 class Examples:

@@ -17,10 +17,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from persona_lens.activations import POOLINGS, Span, dialogue_span, pool
+from persona_lens.activations import Span, dialogue_span, pool
 from persona_lens.errors import FinetuningError
 from persona_lens.finetuning.data import Data, encode, read_data
-from persona_lens.finetuning.shift import answer_spans, applied
+from persona_lens.finetuning.shift import RESPONSE, answer_spans, applied
 from persona_lens.finetuning.training import FinetuneSettings, default_settings, describe, finetune, require_one_process
 from persona_lens.models import ChatModel, Sampling, dialogue
 from persona_lens.progress import Progress, progress_bars, silent
@@ -33,7 +33,6 @@ from persona_lens.traits import Trait, load_trait
 from persona_lens.transcripts import Transcript
 from persona_lens.vectors import PersonaVectors
 
-RESPONSE: Final = POOLINGS.index("response_mean")
 ROWS: Final = 128
 LONGEST: Final = 1_000_000  # tokens, of models that name no limit
 
@@ -76,11 +75,19 @@ def matched_strengths(
             f"strengths are matched for one or more vectors at a layer from 0 to {model.n_layers - 1}, not {layer}"
         )
     difference = data_difference(model, data, rows=rows, sampling=sampling, seed=seed)
-    basis = torch.stack([v[layer] for v in vectors], -1).double().numpy()
-    target = difference[layer].double().numpy()
+    strengths, share = _in_vectors(difference[layer], vectors, layer)
+    return Matched(strengths, share, difference)
+
+
+def _in_vectors(
+    change: Float[Tensor, " d_model"], vectors: Sequence[PersonaVectors], layer: int
+) -> tuple[tuple[float, ...], float]:
+    """A change of a layer's residual as strengths of the vectors there (least squares), and the share of it that they explain."""
+    basis, target = torch.stack([v[layer] for v in vectors], -1).double().numpy(), change.double().numpy()
     strengths = np.linalg.lstsq(basis, target, rcond=None)[0]
     left = target - basis @ strengths
-    return Matched(tuple(map(float, strengths)), float(1 - (left @ left) / (target @ target)), difference)
+    with np.errstate(invalid="ignore"):  # of no change at all, no share
+        return tuple(map(float, strengths)), float(1 - (left @ left) / (target @ target))
 
 
 def data_difference(
@@ -228,7 +235,8 @@ class _Search:
         out = self.folder.path / f"round-{number.start}"
         trained = finetune(self.model, self.data, prevent=acting, watch=(), settings=self.settings, out=out, progress=silent)
         with applied(self.model, trained.adapter) as other:
-            left = self._coordinates(self._answers(other) - base)
+            change = self._answers(other) - base
+        left, _ = _in_vectors(change[-1], self.vectors, self.model.n_layers - 1)
         return [encoded(Round(strengths, left))]
 
     def _next(self, before: Sequence[Round]) -> tuple[float, ...]:
@@ -256,8 +264,3 @@ class _Search:
         prompts = [p for t in self.traits for p in extraction_prompts(t, "neutral")]
         answers = sample(model, [(p, 0) for p in prompts], self.sampling, seed=self.settings.seed)
         return _mean(model, answer_spans(model, list(zip(prompts, answers, strict=True))))
-
-    def _coordinates(self, change: Float[Tensor, "layer d_model"]) -> tuple[float, ...]:
-        """A change of the last layer's residual as strengths of the vectors there, by least squares."""
-        basis = torch.stack([v[v.n_layers - 1] for v in self.vectors], -1).double().numpy()
-        return tuple(map(float, np.linalg.lstsq(basis, change[-1].double().numpy(), rcond=None)[0]))

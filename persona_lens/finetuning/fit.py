@@ -4,18 +4,16 @@ from collections.abc import Sequence
 
 import torch
 
+from persona_lens.activations import DEFAULT_BATCH_TOKENS, token_batches
 from persona_lens.finetuning.data import IGNORE, Example, batch_of
 from persona_lens.models import ChatModel, Pass, forward_pass
 
-BATCH_TOKENS = 8192
-
 
 @torch.inference_mode()
-def answer_loss(model: ChatModel, examples: Sequence[Example], *, batch_tokens: int = BATCH_TOKENS) -> float:
+def answer_loss(model: ChatModel, examples: Sequence[Example], *, batch_tokens: int = DEFAULT_BATCH_TOKENS) -> float:
     """Mean loss per answer token, in nats, as in training: over all tokens of all answers (each with its end token)."""
     total, count = 0.0, 0
-    order = sorted(range(len(examples)), key=lambda i: (len(examples[i].ids), i))
-    for chosen in _batches(examples, order, batch_tokens):
+    for chosen in token_batches(examples, batch_tokens):
         batch = batch_of([{"example": examples[i]} for i in chosen], model.pad_id)
         ids, mask, labels, prompt, response, earlier = (x.to(model.device) for x in batch.values())
         rows = torch.arange(len(ids), device=ids.device)
@@ -26,12 +24,3 @@ def answer_loss(model: ChatModel, examples: Sequence[Example], *, batch_tokens: 
         total += float(losses.double().sum())
         count += losses.numel()
     return total / count
-
-
-def _batches(examples: Sequence[Example], order: Sequence[int], batch_tokens: int) -> list[list[int]]:
-    found: list[list[int]] = [[]]
-    for i in order:
-        if found[-1] and (len(found[-1]) + 1) * len(examples[i].ids) > batch_tokens:
-            found.append([])
-        found[-1].append(i)
-    return found

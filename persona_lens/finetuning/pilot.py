@@ -12,16 +12,14 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import torch
 from jaxtyping import Float
 
-from persona_lens.activations import POOLINGS, pool
 from persona_lens.errors import FinetuningError
 from persona_lens.evaluation import ScoreSettings, trait_answers
 from persona_lens.finetuning.data import Data, encode, read_data
 from persona_lens.finetuning.defences import Doses, Place, prevent
 from persona_lens.finetuning.fit import answer_loss
-from persona_lens.finetuning.shift import answer_spans, applied
+from persona_lens.finetuning.shift import RESPONSE, answer_spans, applied, pooled_spans
 from persona_lens.finetuning.training import FinetuneSettings, default_settings, describe, finetune, require_one_process
 from persona_lens.models import ChatModel, Message
 from persona_lens.progress import Progress, progress_bars, silent
@@ -31,7 +29,6 @@ from persona_lens.store import RunFolder, digest, read_json, require_finished, w
 from persona_lens.traits import Trait, load_trait
 
 RESULT: Final = "pilot.json"
-RESPONSE: Final = POOLINGS.index("response_mean")
 
 
 @dataclass(frozen=True)
@@ -221,11 +218,8 @@ class _Reader:
         return self._read(model) - self.base
 
     def _read(self, model: ChatModel) -> Float[np.ndarray, " question"]:
-        values = torch.zeros(len(self.spans), dtype=torch.float64)
-        for pooled in pool(model, self.spans):
-            at = pooled.values[:, RESPONSE, -1].double() @ self.direction / self.direction.square().sum()
-            values[list(pooled.indices)] = at
-        found = values.numpy()
+        residuals = pooled_spans(model, self.spans)[:, RESPONSE, -1].double()
+        found = (residuals @ self.direction / self.direction.square().sum()).numpy()
         return np.array([found[self.questions == q].mean() for q in np.unique(self.questions)])
 
 

@@ -295,11 +295,11 @@ class _Shifts:
 
     def _own(self, model: ChatModel, answers: Sequence[tuple[Prompt, Rollout]]) -> tuple[Tensor, Tensor]:
         """Residuals by prompt: of its last token, and over the model's own answers to it."""
-        pooled, prompts = _pooled(model, answer_spans(model, answers)), [p for p, _ in answers]
+        pooled, prompts = pooled_spans(model, answer_spans(model, answers)), [p for p, _ in answers]
         return self._by_prompt(prompts, pooled[:, LAST]), self._by_prompt(prompts, pooled[:, RESPONSE])
 
     def _forced(self, model: ChatModel, forced: Sequence[tuple[Prompt, Rollout]]) -> Tensor:
-        return self._by_prompt([p for p, _ in forced], _pooled(model, answer_spans(model, forced))[:, RESPONSE])
+        return self._by_prompt([p for p, _ in forced], pooled_spans(model, answer_spans(model, forced))[:, RESPONSE])
 
     def _by_prompt(
         self, prompts: Sequence[Prompt], values: Float[Tensor, "row layer d_model"]
@@ -317,7 +317,8 @@ def answer_spans(model: ChatModel, answers: Sequence[tuple[Prompt, Rollout]]) ->
     return [Span(r.key, tuple(model.render(p.messages)), r.token_ids or model.stop_ids[:1]) for p, r in answers]
 
 
-def _pooled(model: ChatModel, spans: Sequence[Span]) -> Float[Tensor, "span pooling layer d_model"]:
+def pooled_spans(model: ChatModel, spans: Sequence[Span]) -> Float[Tensor, "span pooling layer d_model"]:
+    """Pooled residuals of spans, in their order."""
     found = torch.zeros(len(spans), len(POOLINGS), model.n_layers, model.d_model)
     for batch in pool(model, spans):
         found[list(batch.indices)] = batch.values

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from persona_lens.errors import FinetuningError
-from persona_lens.finetuning.adapters import linear_modules, require_slim, trainable, unwrapped
+from persona_lens.finetuning.adapters import linear_modules, require_slim, restored, trainable, unwrapped
 from persona_lens.finetuning.data import IGNORE, Data, Examples, batch_of, encode, read_data
 from persona_lens.finetuning.penalties import Penalty, TrainingStep, check_penalties
 from persona_lens.finetuning.watching import Watch, Watched, watched_by
@@ -181,7 +181,7 @@ def finetune(
             stack.enter_context(watching.hooks(model))
             captured = stack.enter_context(_captured(model, penalties))
             stack.enter_context(steering.active())
-            steps = _Steps(folder, settings, told, progress or bars)
+            steps = _Steps(folder, told, progress or bars)
             trainer = _trainer(model, network, examples, settings, folder.path, watching, penalties, captured, steps)
             _train(trainer, folder)
             _finish(trainer, model, folder, examples, steering.explain(), settings)
@@ -288,16 +288,15 @@ def _trained(model: ChatModel, settings: FinetuneSettings) -> Generator[Any]:
             yield network
         return
     before = {name: p.detach().to("cpu", copy=True) for name, p in model.hf.named_parameters()}
-    training, cache = model.hf.training, model.hf.config.use_cache
-    try:
-        yield model.hf
-    finally:
+
+    def put_back() -> None:
         with torch.no_grad():
             for name, parameter in model.hf.named_parameters():
                 parameter.copy_(before[name])
-                parameter.grad = None
-        model.hf.train(training)
-        model.hf.config.use_cache = cache
+
+    with restored(model) as stack:
+        stack.callback(put_back)
+        yield model.hf
 
 
 @contextmanager
@@ -321,24 +320,21 @@ class _Steps:
     """Tells whoever wants to know how the training goes, and stops it where the loss is no number."""
 
     folder: RunFolder
-    settings: FinetuneSettings
     told: Told | None
     progress: Progress
 
     def update(self, step: int, total: int, logs: Mapping[str, Any]) -> None:
-        """Raises:
-        FinetuningError: the loss is not a number.
+        """One more step.
+
+        Raises:
+            FinetuningError: the loss or the gradient is not a number.
         """
         if "loss" not in logs:
             return
-        wrong = next((name for name in ("loss", "grad_norm") if not math.isfinite(float(logs.get(name, 0.0)))), None)
+        wrong = next((name for name in NAMES if not math.isfinite(float(logs.get(name, 0.0)))), None)
         if wrong:
             last = checkpoint_of(self.folder.path)
-            kept = (
-                f"the state after step {last.name.rpartition('-')[2]} is kept in {last}"
-                if last
-                else "no checkpoint was due before it"
-            )
+            kept = f"the state after step {_step(last)} is kept in {last}" if last else "no checkpoint was due before it"
             raise FinetuningError(
                 f"the {NAMES[wrong]} is {logs[wrong]} at step {step} of {total}; {kept}. Lower the learning rate or the "
                 "strength, and start in another folder"

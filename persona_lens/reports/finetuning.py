@@ -1,6 +1,6 @@
 """Reports of finetuning: a training, shifts, defences compared, a pilot.
 
-Names of models, traits and defences are anyone's text: `_safe` makes one short visible line of them, and what goes into the page
+Names of models, traits and defences are anyone's text: `short` makes one short visible line of them, and what goes into the page
 is escaped.
 """
 
@@ -32,14 +32,12 @@ from persona_lens.finetuning.pilot import Pilot, Tried
 from persona_lens.finetuning.shift import READINGS, Reading, ShiftRun
 from persona_lens.finetuning.training import Finetuned
 from persona_lens.monitoring.prediction import Estimate
-from persona_lens.monitoring.rendering import visible
-from persona_lens.reports.page import image, page, provenance, table
+from persona_lens.reports.page import image, listed, number, page, provenance, short, table
 from persona_lens.store import read_json
 from persona_lens.vectors import hook_name
 
 SKIPPED: Final = 20  # rows whose reasons are told
 NAMED: Final = 3  # finetuned models that a verdict tells of one by one
-LONGEST: Final = 80  # characters of a name
 CORRELATED: Final[tuple[Reading, ...]] = ("prompt_last", "base_answers")
 FLOORS: Final = (
     "What random directions reach stands beside every r: finetuning moves residuals along few directions, and most directions see "
@@ -65,7 +63,7 @@ def finetune_verdict(run: Finetuned) -> str:
     acting = read_json(run.path / "run.json")["arguments"]["prevent"]
     under = f"with {len(acting)} intervention{'s' if len(acting) > 1 else ''} acting" if acting else "without any intervention"
     moved = [
-        f"{_safe(name)} at layer {layer} {_number(first)} to {_number(last)}"
+        f"{short(name)} at layer {layer} {number(first)} to {number(last)}"
         for name, layer in watched_in(run)
         for first, last in [_ends(run, f"projection/{name}/{layer}")]
     ]
@@ -77,7 +75,7 @@ def finetune_verdict(run: Finetuned) -> str:
     first, last = _ends(run, "loss")
     return (
         f"Trained for {len(loss)} steps on {run.record['rows']} conversations {under}. Mean {what} {over}: "
-        f"{_number(first, '.3f')} and {_number(last, '.3f')} nats per token.{watched}{gone}"
+        f"{number(first, '.3f')} and {number(last, '.3f')} nats per token.{watched}{gone}"
     )
 
 
@@ -96,9 +94,9 @@ def _ends(run: Finetuned, key: str) -> tuple[float, float]:
 def finetune_page(run: Finetuned, images: Mapping[str, bytes]) -> str:
     manifest = read_json(run.path / "run.json")
     arguments = manifest["arguments"]
-    name = _safe(run.path.resolve().name)
+    name = short(run.path.resolve().name)
     ends = [
-        (_safe(what), hook_name(layer), kind, *(_number(x, "+.4g") for x in _ends(run, f"{kind}/{what}/{layer}")))
+        (short(what), hook_name(layer), kind, *(number(x, "+.4g") for x in _ends(run, f"{kind}/{what}/{layer}")))
         for what, layer in watched_in(run)
         for kind in ("projection", "derivative")
     ]
@@ -108,7 +106,7 @@ def finetune_page(run: Finetuned, images: Mapping[str, bytes]) -> str:
         "Derivative: how much a step's mean loss would change, in nats per residual unit, if the unit vector were added at every "
         "learned token; negative where the loss wants the answers to move towards the trait."
     )
-    penalties = [_safe(p, 300) for p in arguments["penalties"]]
+    penalties = [short(p, 300) for p in arguments["penalties"]]
     parts = [
         f"<h1>Finetuning: {escape(name)}</h1><p><b>{escape(finetune_verdict(run))}</b></p>",
         "<h2>Step by step</h2>",
@@ -116,11 +114,11 @@ def finetune_page(run: Finetuned, images: Mapping[str, bytes]) -> str:
         *([table(("direction", "hook", "what", "first steps", "last steps"), ends)] if ends else []),
         *([f"<p class='meta'>{escape(note)}</p>"] if ends else []),
         "<h2>What acted while it was trained</h2>",
-        *[f"<div>{escape(_safe(line, 300))}</div>" for line in str(run.record["prevent"]).splitlines()],
+        *[f"<div>{escape(short(line, 300))}</div>" for line in str(run.record["prevent"]).splitlines()],
         f"<p>Penalties on the loss: {escape(', '.join(penalties) or 'none')}. Afterwards nothing acts.</p>",
         *_skipped(run.record["skipped"]),
         "<h2>Settings</h2>",
-        table(("setting", "value"), [(k, _safe(str(v))) for k, v in arguments["settings"].items()]),
+        table(("setting", "value"), [(k, short(str(v))) for k, v in arguments["settings"].items()]),
         provenance(manifest),
     ]
     return page(f"Finetuning: {name}", parts)
@@ -130,7 +128,7 @@ def _skipped(found: Sequence[Mapping[str, Any]]) -> list[str]:
     if not found:
         return []
     more = f", the first {SKIPPED} of them" if len(found) > SKIPPED else ""
-    rows = [(s["place"], _safe(s["reason"], 300)) for s in found[:SKIPPED]]
+    rows = [(s["place"], short(s["reason"], 300)) for s in found[:SKIPPED]]
     return [f"<h2>Rows that were skipped</h2><p>{len(found)}{more}:</p>", table(("row", "reason"), rows)]
 
 
@@ -153,7 +151,7 @@ def _model(run: ShiftRun, name: str, reading: Reading) -> str:
         rises = [change(a, b) for a, b in zip(run.shifts[name].scores, run.base_scores, strict=True)]
         top = int(np.argmax([-np.inf if np.isnan(r.value) else r.value for r in rises]))
         before, after = run.base_scores[top].mean, run.shifts[name].scores[top].mean
-        how = f"its score goes from {_number(before, '.0f')} to {_number(after, '.0f')} (change {told(rises[top], '+z.1f')})"
+        how = f"its score goes from {number(before, '.0f')} to {number(after, '.0f')} (change {told(rises[top], '+z.1f')})"
         which = "whose score rises most"
     else:
         top = int(np.argmax([-np.inf if np.isnan(s.value) else abs(s.value) for s in shifts]))
@@ -161,7 +159,7 @@ def _model(run: ShiftRun, name: str, reading: Reading) -> str:
     trait = run.traits[top]
     of = f", of {n} traits the one {which}" if n > 1 else ""
     return (
-        f"{_safe(name)} moved by {told(shifts[top], '+z.3g')} along {_safe(trait)}{of} ({READ[reading]}, layer "
+        f"{short(name)} moved by {told(shifts[top], '+z.3g')} along {short(trait)}{of} ({READ[reading]}, layer "
         f"{run.layers[trait]}), and {how}. Its shift is other than zero for {moved} of {n} trait{'s' if n > 1 else ''} "
         "(95 % over questions, not corrected)."
     )
@@ -171,18 +169,18 @@ def _foretelling(found: Mapping[str, ShiftCorrelation], reading: Reading) -> str
     """Counts beside nulls: for how many traits r is above 0, for how many of these above random directions and other vectors."""
     sure = {t: c for t, c in found.items() if c.low > 0}
     bare = [t for t, c in found.items() if math.isnan(c.low)]
-    each = ", ".join(f"{_safe(t)} {_r(c)}" for t, c in found.items())
+    each = ", ".join(f"{short(t)} {_r(c)}" for t, c in found.items())
     some = next(iter(found.values()))
     said = (
         f"Over {some.sets} finetuned models of {some.families} families, the shift ({READ[reading]}) goes with the trait score "
         f"afterwards for {len(sure)} of {len(found)} traits (95 % interval of r above 0); r: {each}."
     )
     if bare:
-        said += f" There is no interval for {_listed([_safe(t) for t in bare])}."
+        said += f" There is no interval for {listed([short(t) for t in bare])}."
     if common := [t for t, c in sure.items() if not all(f.p_value < 0.05 for f in c.floors)]:
         said += (
             " Random directions reach as much (p not below .05, drawn with the covariance of the base model's residuals or with "
-            f"that of the shifts) for {_listed([_safe(t) for t in common])}: there r is no evidence for a persona direction."
+            f"that of the shifts) for {listed([short(t) for t in common])}: there r is no evidence for a persona direction."
         )
     elif sure:
         said += (
@@ -190,7 +188,7 @@ def _foretelling(found: Mapping[str, ShiftCorrelation], reading: Reading) -> str
             "with that of the shifts)."
         )
     if better := [t for t, c in sure.items() if _best_other(c) >= abs(c.r)]:
-        said += f" Another trait's vector does as well for {_listed([_safe(t) for t in better])}."
+        said += f" Another trait's vector does as well for {listed([short(t) for t in better])}."
     return said
 
 
@@ -204,16 +202,16 @@ def _r(c: ShiftCorrelation) -> str:
 
 def shift_page(run: ShiftRun, images: Mapping[str, bytes]) -> str:
     manifest = read_json(run.path / "run.json")
-    title = f"Finetuning shift: {_safe(str(manifest['model'].get('name', '')))}"
+    title = f"Finetuning shift: {short(str(manifest['model'].get('name', '')))}"
     judge = manifest["arguments"].get("judge")
-    origin = f"{len(run.names)} finetuned model{'s' if len(run.names) > 1 else ''}; judge {_safe(str(judge)) if judge else 'none'}."
+    origin = f"{len(run.names)} finetuned model{'s' if len(run.names) > 1 else ''}; judge {short(str(judge)) if judge else 'none'}."
     parts = [
         f"<h1>{escape(title)}</h1><p><b>{escape(shift_verdict(run))}</b></p><p class='meta'>{escape(origin)}</p>",
         *(image(content, CAPTIONS[name]) for name, content in images.items()),
         *_correlation_parts(run),
         "<h2>Models</h2>",
         f"<p class='meta'>{escape(f'Shifts in residual units. {ONE_TRAINING} {CIRCULAR}')}</p>",
-        *(part for name in run.names for part in (f"<h3>{escape(_safe(name))}</h3>", _model_table(run, name))),
+        *(part for name in run.names for part in (f"<h3>{escape(short(name))}</h3>", _model_table(run, name))),
         provenance(manifest),
     ]
     return page(title, parts)
@@ -246,10 +244,10 @@ def _correlation_table(run: ShiftRun, found: Mapping[str, ShiftCorrelation]) -> 
     head = ("trait", "hook", "r", *(f"{kind}: {what}" for kind in kinds for what in ("high", "p")), "models", "families")
     rows = [
         (
-            _safe(trait),
+            short(trait),
             hook_name(run.layers[trait]),
             _r(c),
-            *(x for f in c.floors for x in (_number(f.high, ".2f"), _number(f.p_value, ".2g"))),
+            *(x for f in c.floors for x in (number(f.high, ".2f"), number(f.p_value, ".2g"))),
             c.sets,
             c.families,
         )
@@ -261,30 +259,30 @@ def _correlation_table(run: ShiftRun, found: Mapping[str, ShiftCorrelation]) -> 
 def _other_table(found: Mapping[str, ShiftCorrelation]) -> str:
     """r of each trait's score with the shifts along every vector."""
     rows = [
-        (_safe(score), *(_number(c.r if vector == score else c.others[vector], "+z.2f") for vector in found))
+        (short(score), *(number(c.r if vector == score else c.others[vector], "+z.2f") for vector in found))
         for score, c in found.items()
     ]
-    return table(("r of the score of", *(f"{_safe(t)} vector" for t in found)), rows)
+    return table(("r of the score of", *(f"{short(t)} vector" for t in found)), rows)
 
 
 def _families(run: ShiftRun) -> str:
     counts: dict[str, int] = {}
     for name in run.names:
         counts[family_of(name)] = counts.get(family_of(name), 0) + 1
-    listed = ", ".join(f"{_safe(f)} ({n})" for f, n in sorted(counts.items()))
+    listed = ", ".join(f"{short(f)} ({n})" for f, n in sorted(counts.items()))
     return f"Families, by what stands before the last hyphen of a name: {listed}."
 
 
 def _model_table(run: ShiftRun, name: str) -> str:
     found = run.shifts[name]
     rows: list[tuple[str, ...]] = []
-    for number, trait in enumerate(run.traits):
+    for i, trait in enumerate(run.traits):
         row = [told(shift_at(run, name, reading, trait), "+z.3g") for reading in READINGS]
         if scored([run]):
-            before, after = run.base_scores[number], found.scores[number]
+            before, after = run.base_scores[i], found.scores[i]
             row += [told(over_questions(s.score), "z.0f") for s in (before, after)]
             row.append(told(change(after, before), "+z.1f"))
-        rows.append((_safe(trait), hook_name(run.layers[trait]), *row))
+        rows.append((short(trait), hook_name(run.layers[trait]), *row))
     head = ("trait", "hook", *(READ[reading] for reading in READINGS))
     return table((*head, "score before", "after", "change") if scored([run]) else head, rows)
 
@@ -299,14 +297,14 @@ def comparison_verdict(comparison: Comparison) -> str:
         return "Ordinary finetuning and the base model have no scores to compare."
     if not rise.low > 0:
         return (
-            f"Ordinary finetuning is not shown to raise {_safe(trait)}{of} (from {base.mean:.0f} to {ordinary.mean:.0f}, change "
+            f"Ordinary finetuning is not shown to raise {short(trait)}{of} (from {base.mean:.0f} to {ordinary.mean:.0f}, change "
             f"{told(rise, '+z.1f')}): there is nothing here to defend against."
         )
     names = list(dict.fromkeys(cell.name for cell in comparison.cells[2:]))
     best = [_least(comparison, name, trait) for name in names]
     return (
-        f"Ordinary finetuning raises {_safe(trait)}{of} from {base.mean:.0f} to {ordinary.mean:.0f} (change {told(rise, '+z.1f')}) "
-        f"at coherence {_number(coherence(comparison.ordinary), '.0f')}. Against that, each defence at the dose that scores lowest "
+        f"Ordinary finetuning raises {short(trait)}{of} from {base.mean:.0f} to {ordinary.mean:.0f} (change {told(rise, '+z.1f')}) "
+        f"at coherence {number(coherence(comparison.ordinary), '.0f')}. Against that, each defence at the dose that scores lowest "
         f"(chosen on these very answers): {'; '.join(_against(comparison, cell, trait) for cell in best)}."
     )
 
@@ -320,10 +318,10 @@ def _least(comparison: Comparison, name: str, trait: str) -> Cell:
 def _against(comparison: Comparison, cell: Cell, trait: str) -> str:
     found = change(cell.of(trait), comparison.ordinary.of(trait))
     how = "" if found.high < 0 else ", not shown to lower it"
-    task = "" if cell.task is None else f", {_safe(comparison.task or 'task')} {_number(cell.task, '.3g')}"
+    task = "" if cell.task is None else f", {short(comparison.task or 'task')} {number(cell.task, '.3g')}"
     return (
-        f"{_safe(cell.name)} at dose {cell.dose:g}: {_number(cell.of(trait).mean, '.0f')} ({told(found, '+z.1f')}{how}), coherence "
-        f"{_number(coherence(cell), '.0f')}{task}"
+        f"{short(cell.name)} at dose {cell.dose:g}: {number(cell.of(trait).mean, '.0f')} ({told(found, '+z.1f')}{how}), coherence "
+        f"{number(coherence(cell), '.0f')}{task}"
     )
 
 
@@ -331,7 +329,7 @@ def comparison_page(comparison: Comparison, images: Mapping[str, bytes]) -> str:
     manifest = read_json(comparison.path / "run.json")
     trait = most_risen(comparison)
     gaps = sum(s.gaps for cell in comparison.cells for s in cell.scores)
-    judge = _safe(str(manifest["arguments"].get("judge")))
+    judge = short(str(manifest["arguments"].get("judge")))
     note = (
         f"Scores by judge {judge}, mean over each trait's questions; {gaps} answers have no score. Coherence: over all traits' "
         f"questions. {ONE_TRAINING}"
@@ -339,11 +337,11 @@ def comparison_page(comparison: Comparison, images: Mapping[str, bytes]) -> str:
     parts = [
         f"<h1>Defences compared</h1><p><b>{escape(comparison_verdict(comparison))}</b></p>",
         "<h2>Dose and response</h2>",
-        image(images["frontier"], f"{_safe(trait)}, which ordinary finetuning raises most, and what each dose costs."),
+        image(images["frontier"], f"{short(trait)}, which ordinary finetuning raises most, and what each dose costs."),
         "<h2>All cells</h2>",
         _cell_table(comparison, trait),
         f"<p class='meta'>{escape(note)}</p>",
-        f"<h2>Changes of {escape(_safe(trait))}</h2>",
+        f"<h2>Changes of {escape(short(trait))}</h2>",
         _change_table(comparison, trait),
         "<p class='meta'>Differences question by question; an interval around 0 shows no difference, and no equality either.</p>",
         "<h2>Side effects</h2>",
@@ -355,21 +353,21 @@ def comparison_page(comparison: Comparison, images: Mapping[str, bytes]) -> str:
 
 
 def _cell_table(comparison: Comparison, trait: str) -> str:
-    head = ["defence", "dose", *(_safe(t) for t in comparison.traits), "coherence"]
+    head = ["defence", "dose", *(short(t) for t in comparison.traits), "coherence"]
     capable = any(c.capability for c in comparison.cells)
     held_out = any(math.isfinite(c.held_out_loss) for c in comparison.cells)
     head += ["capability"] * capable
-    head += [f"task: {_safe(comparison.task)}"] if comparison.task else []
+    head += [f"task: {short(comparison.task)}"] if comparison.task else []
     head += ["held-out loss"] * held_out
     rows: list[list[str]] = []
     for cell in comparison.cells:
         found = {t: over_questions(cell.of(t).score) for t in comparison.traits}
-        row = [_safe(cell.name), _dose(cell)]
-        row += [told(e, "z.0f") if t == trait else _number(e.value, ".0f") for t, e in found.items()]
-        row.append(_number(coherence(cell), ".0f"))
-        row += [_number(cell.capable, ".3f")] if capable else []
-        row += [_number(cell.task, ".3g")] if comparison.task else []
-        row += [_number(cell.held_out_loss, ".3f")] if held_out else []
+        row = [short(cell.name), _dose(cell)]
+        row += [told(e, "z.0f") if t == trait else number(e.value, ".0f") for t, e in found.items()]
+        row.append(number(coherence(cell), ".0f"))
+        row += [number(cell.capable, ".3f")] if capable else []
+        row += [number(cell.task, ".3g")] if comparison.task else []
+        row += [number(cell.held_out_loss, ".3f")] if held_out else []
         rows.append(row)
     return table(head, rows)
 
@@ -378,7 +376,7 @@ def _change_table(comparison: Comparison, trait: str) -> str:
     base, ordinary = comparison.base, comparison.ordinary
     rows = [
         (
-            _safe(cell.name),
+            short(cell.name),
             _dose(cell),
             told(over_questions(cell.of(trait).score), "z.0f"),
             "-" if cell is base else told(change(cell.of(trait), base.of(trait)), "+z.1f"),
@@ -399,22 +397,22 @@ def _capability_table(comparison: Comparison) -> list[str]:
     if len(metrics) < 2:
         return []
     rows = [
-        (_safe(c.name), _dose(c), *(_number(c.capability.get(t, {}).get(m), ".3f") for t, m in metrics)) for c in comparison.cells
+        (short(c.name), _dose(c), *(number(c.capability.get(t, {}).get(m), ".3f") for t, m in metrics)) for c in comparison.cells
     ]
-    return ["<h2>Capability</h2>", table(("defence", "dose", *(f"{_safe(t)}: {_safe(m)}" for t, m in metrics)), rows)]
+    return ["<h2>Capability</h2>", table(("defence", "dose", *(f"{short(t)}: {short(m)}" for t, m in metrics)), rows)]
 
 
 def pilot_verdict(pilot: Pilot) -> str:
     """What the pilot recommends, and on how little it rests."""
     return (
-        f"Pilot on {_safe(pilot.trait)}: {_safe(pilot.recommendation.why, 1000)}. One short training per dose; no answers of the "
+        f"Pilot on {short(pilot.trait)}: {short(pilot.recommendation.why, 1000)}. One short training per dose; no answers of the "
         "trained models were sampled or judged."
     )
 
 
 def pilot_page(pilot: Pilot, images: Mapping[str, bytes]) -> str:
     manifest = read_json(pilot.path / "run.json")
-    title = f"Pilot of preventative steering: {_safe(pilot.trait)}"
+    title = f"Pilot of preventative steering: {short(pilot.trait)}"
     first = pilot.tried[0]
     rows = [
         (
@@ -448,18 +446,3 @@ def _learned(pilot: Pilot, tried: Tried, first: Tried) -> tuple[float, float]:
 
 def _share(part: float, whole: float) -> str:
     return f"{part / whole:z.0%}" if whole and math.isfinite(part / whole) else "-"
-
-
-def _safe(text: str, longest: int = LONGEST) -> str:
-    """One short line without anything invisible; not escaped."""
-    line = " ".join(visible(text).split())
-    return line if len(line) <= longest else line[: longest - 1] + "\N{HORIZONTAL ELLIPSIS}"
-
-
-def _number(value: float | None, form: str = "+.2f") -> str:
-    """A number, or a dash where there is none."""
-    return "-" if value is None or not math.isfinite(value) else f"{value:{form}}"
-
-
-def _listed(texts: Sequence[str]) -> str:
-    return f"{', '.join(texts[:-1])} and {texts[-1]}" if len(texts) > 1 else texts[0]

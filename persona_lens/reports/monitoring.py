@@ -1,6 +1,6 @@
 """Reports of monitored chats, of studies of prediction and of calibrations.
 
-Names of chats and conditions and reasons are anyone's text: `_safe` makes one short visible line of them, and what goes into the
+Names of chats and conditions and reasons are anyone's text: `short` makes one short visible line of them, and what goes into the
 page is escaped.
 """
 
@@ -27,16 +27,15 @@ from persona_lens.figures.monitoring import (
 )
 from persona_lens.monitoring.calibration import Calibration
 from persona_lens.monitoring.prediction import Advantage, Skill
-from persona_lens.monitoring.rendering import Scale, html_of, scale_of, visible
+from persona_lens.monitoring.rendering import Scale, html_of, scale_of
 from persona_lens.monitoring.run import STATISTICS, MonitorRun, Verdict, WatchedChat, peaks, standing_out
 from persona_lens.monitoring.study import Prediction, PredictionRun
-from persona_lens.reports.page import image, page, provenance, table
+from persona_lens.reports.page import image, listed, number, page, provenance, short, table
 from persona_lens.store import read_json
 from persona_lens.vectors import hook_name
 
 TABLED: Final = 100  # chats in the table
 SKIPPED: Final = 20  # records whose reasons are told
-LONGEST: Final = 80  # characters of a name
 CONTENT: Final = {"own": "by the message's own projections", "embedding": "by an embedding of the message"}
 OBSERVED: Final = {"answer": "answers", "before": "last prompt tokens"}
 
@@ -48,7 +47,7 @@ def monitor_verdict(run: MonitorRun) -> str:
         return _uncalibrated(run)
     n, rate, horizon = record["chats"], record["rate"], calibration["settings"]["horizon"]
     several = len(run.probes) > 1
-    where = f"any of {len(run.probes)} traits" if several else _safe(run.probes[0])
+    where = f"any of {len(run.probes)} traits" if several else short(run.probes[0])
     counts = {s: alarming(run, calibration["names"][-1], s) for s in STATISTICS}
     p = {s: _p_neutral(k, n, rate, calibration["counts"]["calibrating"]) for s, k in counts.items()}
     if record["note"]:
@@ -59,10 +58,10 @@ def monitor_verdict(run: MonitorRun) -> str:
         enough = min(p.values()) < 0.05 / len(p)
         more = "That is more than neutral conversations explain." if enough else "So many may alarm where all are neutral."
     found = [f"{k} by their {SAID[s]} ({_share(k, n)}{chance[s]})" for s, k in counts.items()]
-    by_trait = [f"{_safe(name)} {alarming(run, name, *STATISTICS)}" for name in run.probes]
+    by_trait = [f"{short(name)} {alarming(run, name, *STATISTICS)}" for name in run.probes]
     each = f" Trait by trait, each at these rates: {', '.join(by_trait)}." if several else ""
     return (
-        f"Of {n} conversations {_listed(found)} alarm on {where} within {horizon} turns; of neutral ones at most "
+        f"Of {n} conversations {listed(found)} alarm on {where} within {horizon} turns; of neutral ones at most "
         f"{100 * rate:g} % do by each. {more}{each}"
     )
 
@@ -72,7 +71,7 @@ def _uncalibrated(run: MonitorRun) -> str:
     highest: list[str] = []
     for k, (name, top) in enumerate(zip(run.probes, peaks(chats).argmax(0), strict=True)):
         value, turn = _highest(chats[top], k)
-        highest.append(f"{_safe(name)} {value} (chat {_safe(chats[top].name)}, turn {turn})")
+        highest.append(f"{short(name)} {value} (chat {short(chats[top].name)}, turn {turn})")
     return (
         f"{run.record['chats']} chats ({run.record['turns']} turns) were read without a calibration: nothing can alarm, and "
         f"projections on different traits do not compare. The highest answers: {', '.join(highest)}."
@@ -83,7 +82,7 @@ def _highest(chat: WatchedChat, k: int) -> tuple[str, str]:
     """A chat's highest value on a probe, and its turn (from 1); dashes where nothing was read."""
     values = np.where(np.isnan(values_of(chat)[:, k]), -np.inf, values_of(chat)[:, k])
     at = int(values.argmax())
-    return ("-", "-") if np.isneginf(values[at]) else (_number(float(values[at])), str(at + 1))
+    return ("-", "-") if np.isneginf(values[at]) else (number(float(values[at])), str(at + 1))
 
 
 def _share(k: int, n: int) -> str:
@@ -107,7 +106,7 @@ def _ranks(calibrating: int, rate: float) -> tuple[int, int]:
 def monitor_page(run: MonitorRun, images: Mapping[str, bytes]) -> str:
     record, manifest = run.record, read_json(run.path / "run.json")
     chats = list(run.chats())
-    title = f"Monitored chats: {_safe(manifest['arguments']['chats'])}"
+    title = f"Monitored chats: {short(manifest['arguments']['chats'])}"
     against = "with the neutral ones they are compared with" if record["calibration"] else "without a calibration"
     parts = [
         f"<h1>{escape(title)}</h1><p><b>{escape(monitor_verdict(run))}</b></p>",
@@ -126,14 +125,14 @@ def monitor_page(run: MonitorRun, images: Mapping[str, bytes]) -> str:
 
 
 def _note(note: str | None) -> list[str]:
-    return [f"<p class='answer positive'><b>Other weights: {escape(_safe(note, 1000))}.</b></p>"] if note else []
+    return [f"<p class='answer positive'><b>Other weights: {escape(short(note, 1000))}.</b></p>"] if note else []
 
 
 def _skipped(record: Mapping[str, Any]) -> list[str]:
     found = record["skipped"]
     if not found:
         return []
-    rows = [(f"{record['unit']} {s['place']}", _safe(s["reason"], 300)) for s in found[:SKIPPED]]
+    rows = [(f"{record['unit']} {s['place']}", short(s["reason"], 300)) for s in found[:SKIPPED]]
     more = f", the first {SKIPPED} of them" if len(found) > SKIPPED else ""
     records = f"{len(found)} record{'s were' if len(found) > 1 else ' was'} skipped{more}:"
     return [f"<p>{records}</p>", table(("place", "reason"), rows)]
@@ -145,7 +144,7 @@ def _alarm_table(run: MonitorRun, chats: Sequence[WatchedChat]) -> list[str]:
     ordered = sorted(standing_out(chats), key=lambda c: loud[c.name], reverse=True)[:TABLED]
     rows: list[tuple[Any, ...]] = []
     for chat in ordered:
-        who = (_safe(chat.name), len(chat.readings))
+        who = (short(chat.name), len(chat.readings))
         for verdict in verdicts_of(run, chat).values():
             rows.append((*who, *_alarm_cells(verdict)))
             who = ("", "")
@@ -167,7 +166,7 @@ def _loudness(verdicts: Sequence[Mapping[str, Any]]) -> tuple[bool, bool]:
 def _alarm_cells(found: Verdict) -> tuple[Any, ...]:
     turns = [found.turns[s] for s in STATISTICS]
     return (
-        _safe(found.probe),
+        short(found.probe),
         " / ".join("-" if t is None else str(t) for t in turns) if any(t is not None for t in turns) else "-",
         len(found.answers) or "-",
         "-" if found.change is None else f"{found.change.turn} (p = {found.change.p_value:.2g})",
@@ -179,9 +178,9 @@ def _projection_table(run: MonitorRun, chats: Sequence[WatchedChat]) -> list[str
     ordered = standing_out(chats)[:TABLED]
     rows: list[tuple[Any, ...]] = []
     for chat in ordered:
-        who = (_safe(chat.name), len(chat.readings))
+        who = (short(chat.name), len(chat.readings))
         for k, name in enumerate(run.probes):
-            rows.append((*who, _safe(name), _mean(values_of(chat)[:, k], "+.2f"), *_highest(chat, k)))
+            rows.append((*who, short(name), _mean(values_of(chat)[:, k], "+.2f"), *_highest(chat, k)))
             who = ("", "")
     note = f"{len(ordered)} of {len(chats)} chats; all turns are in turns.csv. Projections of answers, residual-stream units."
     return [table(("chat", "turns", "trait", "mean", "highest", "at turn"), rows), f"<p class='meta'>{escape(note)}</p>"]
@@ -196,7 +195,7 @@ def _shown(run: MonitorRun, chats: Sequence[WatchedChat]) -> list[str]:
     for reading in run.shown:
         k = int(furthest[places[reading.name]])
         value, turn = _highest(chats[places[reading.name]], k)
-        parts.append(f"<p class='meta'>{what} on {escape(_safe(run.probes[k]))}: {value} at turn {turn}</p>")
+        parts.append(f"<p class='meta'>{what} on {escape(short(run.probes[k]))}: {value} at turn {turn}</p>")
         parts.append(html_of(reading, run.probes[k], _scale(run, k)))
     return parts
 
@@ -220,12 +219,12 @@ def _meaning(run: MonitorRun, chats: Sequence[WatchedChat]) -> list[str]:
     )
     layers = {p["name"]: hook_name(p["layer"]) for p in record["probes"]}
     rows = [
-        (_safe(name), layers.get(name, "-"), *(_number(limits[i]) for limits in calibration["thresholds"].values()))
+        (short(name), layers.get(name, "-"), *(number(limits[i]) for limits in calibration["thresholds"].values()))
         for i, name in enumerate(calibration["names"])
     ]
     counts = calibration["counts"]
     origin = (
-        f"Thresholds in standard deviations, from {counts['calibrating']} neutral conversations of {_safe(calibration['model'])} "
+        f"Thresholds in standard deviations, from {counts['calibrating']} neutral conversations of {short(calibration['model'])} "
         f"({counts['fitted']} others gave what is expected)."
     )
     head = ("trait", "read at", *(f"alarm of a{'n' if w[0] == 'a' else ''} {w}" for w in calibration["thresholds"]))
@@ -235,9 +234,9 @@ def _meaning(run: MonitorRun, chats: Sequence[WatchedChat]) -> list[str]:
 def _held_constant(settings: Mapping[str, Any], explained: Sequence[float | None], names: Sequence[str]) -> str:
     if settings["content"] == "none":
         return "Nothing is held constant of what the user says: a change of topic can alarm as a change of persona does."
-    shares = [f"{_number(e and 100 * e, '.0f')} % ({_safe(n)})" for n, e in zip(names, explained, strict=True)]
+    shares = [f"{number(e and 100 * e, '.0f')} % ({short(n)})" for n, e in zip(names, explained, strict=True)]
     return (
-        f"What the user says is held constant {CONTENT[settings['content']]}, which explained {_listed(shares)} of the variance of "
+        f"What the user says is held constant {CONTENT[settings['content']]}, which explained {listed(shares)} of the variance of "
         f"the neutral conversations' {OBSERVED[settings['observed']]}."
     )
 
@@ -259,11 +258,11 @@ def prediction_verdict(run: PredictionRun) -> str:
     vectors = [s for s in others if is_vector(s.name) and np.isfinite(s.correlations.overall.value)]
     if vectors:
         best = max(vectors, key=lambda s: abs(s.correlations.overall.value))
-        beside.append(f"of {len(vectors)} other vectors the {_safe(best.name)} goes furthest (r {told(best.correlations.overall)})")
+        beside.append(f"of {len(vectors)} other vectors the {short(best.name)} goes furthest (r {told(best.correlations.overall)})")
     if floors:
-        beside.append(f"5 % of random directions reach |r| {_listed(floors)}")
+        beside.append(f"5 % of random directions reach |r| {listed(floors)}")
     return (
-        f"The projection of the last prompt token on the {_safe(found.trait)} vector at layer {found.layer} {how} the mean score: "
+        f"The projection of the last prompt token on the {short(found.trait)} vector at layer {found.layer} {how} the mean score: "
         f"r {told(r)} over {main.correlations.cells} cells, AUROC {told(main.auroc, '.2f')}; within a condition it "
         f"{'does' if within.low > 0 else 'is not shown to'} (r {told(within)}). Beside it: {'; '.join(beside)}."
     )
@@ -276,17 +275,17 @@ def _beside(skill: Skill, advantage: Advantage) -> str:
         how = "has no interval for the difference"
     else:
         how = "does worse" if a.low > 0 else "does better" if a.high < 0 else "does as well"
-    return f'"{_safe(skill.name)}" {how} (r {told(skill.correlations.overall)}, the vector\'s advantage {told(a)})'
+    return f'"{short(skill.name)}" {how} (r {told(skill.correlations.overall)}, the vector\'s advantage {told(a)})'
 
 
 def prediction_page(run: PredictionRun, images: Mapping[str, bytes]) -> str:
     found, manifest = run.prediction, read_json(run.path / "run.json")
     outcomes = found.outcomes
     answers = int(outcomes.answers.sum())
-    gone = ", ".join(_safe(name) for name in found.left_out)
+    gone = ", ".join(short(name) for name in found.left_out)
     size = (
         f"{len(outcomes.conditions)} conditions x {len(outcomes.questions)} questions, {answers} scored answers by judge "
-        f"{_safe(str(manifest['arguments']['judge']))}; {found.gaps} answers have no score."
+        f"{short(str(manifest['arguments']['judge']))}; {found.gaps} answers have no score."
         f"{f' Left out, since their prompts do not fit into the context: {gone}.' if gone else ''}"
     )
     what = (
@@ -295,7 +294,7 @@ def prediction_page(run: PredictionRun, images: Mapping[str, bytes]) -> str:
         "projection does. Between conditions: of their means, freed of the noise that few questions leave; plain: as they are."
     )
     parts = [
-        f"<h1>Foretelling {escape(_safe(found.trait))}</h1><p><b>{escape(prediction_verdict(run))}</b></p>",
+        f"<h1>Foretelling {escape(short(found.trait))}</h1><p><b>{escape(prediction_verdict(run))}</b></p>",
         f"<p>{escape(size)}</p>",
         "<h2>Projections and answers</h2>",
         image(images["prediction"], "Left: one point per cell, large ones are conditions' means. Right: bars are 95 % intervals."),
@@ -308,13 +307,13 @@ def prediction_page(run: PredictionRun, images: Mapping[str, bytes]) -> str:
         _layer_table(found),
         provenance(manifest),
     ]
-    return page(f"Foretelling {_safe(found.trait)}", parts)
+    return page(f"Foretelling {short(found.trait)}", parts)
 
 
 def _condition_table(found: Prediction) -> str:
     o = found.outcomes
     rows = [
-        (i, _safe(name), _mean(x), _mean(y, ".0f"), f"{a.sum():.0f} of {n.sum():.0f}")
+        (i, short(name), _mean(x), _mean(y, ".0f"), f"{a.sum():.0f} of {n.sum():.0f}")
         for i, (name, x, y, a, n) in enumerate(
             zip(o.conditions, found.projection, o.score, o.above, o.answers, strict=True), start=1
         )
@@ -332,10 +331,10 @@ def _predictor_tables(found: Prediction) -> list[str]:
     rows: list[tuple[Any, ...]] = []
     for skill in (found.comparison.main, *found.comparison.others):
         c = skill.correlations
-        r = told(c.overall), told(c.between), _number(c.between_plain), told(c.within)
-        rows.append((_safe(skill.name), *r, c.left_out, told(skill.auroc, ".2f"), c.cells))
-    ahead = [(_safe(a.over), told(a.overall), told(a.auroc)) for a in found.comparison.advantages]
-    main = _safe(found.comparison.main.name)
+        r = told(c.overall), told(c.between), number(c.between_plain), told(c.within)
+        rows.append((short(skill.name), *r, c.left_out, told(skill.auroc, ".2f"), c.cells))
+    ahead = [(short(a.over), told(a.overall), told(a.auroc)) for a in found.comparison.advantages]
+    main = short(found.comparison.main.name)
     return [table(head, rows), table((f"advantage of the {main} over", "r over cells", "AUROC"), ahead)]
 
 
@@ -344,7 +343,7 @@ def _floor_table(found: Prediction) -> list[str]:
         (
             "covariance of the prompts" if f.matched else "isotropic",
             f.directions,
-            *(f"{_number(x.mean, '.2f')} / {_number(x.high, '.2f')}" for x in (f.overall, f.between, f.within, f.auroc)),
+            *(f"{number(x.mean, '.2f')} / {number(x.high, '.2f')}" for x in (f.overall, f.between, f.within, f.auroc)),
         )
         for f in found.floors
     ]
@@ -354,7 +353,7 @@ def _floor_table(found: Prediction) -> list[str]:
 
 
 def _layer_table(found: Prediction) -> str:
-    rows = [(i, hook_name(i), _number(r), "read here" if i == found.layer else "") for i, r in enumerate(found.by_layer)]
+    rows = [(i, hook_name(i), number(r), "read here" if i == found.layer else "") for i, r in enumerate(found.by_layer)]
     n = len(found.chosen_on)
     chosen = (
         f"was chosen on {n} questions, and all else here is about the others" if n else "was given, not chosen on these answers"
@@ -370,7 +369,7 @@ def calibration_verdict(calibration: Calibration) -> str:
         for rate in RATES
         for low, high in _realised(calibration, rate)
     ]
-    can = f"give alarms at {_listed(rates)}" if rates else f"are too few for an alarm at {100 * max(RATES):g} %"
+    can = f"give alarms at {listed(rates)}" if rates else f"are too few for an alarm at {100 * max(RATES):g} %"
     names = [str(p["name"]) for p in calibration.probes]
     held = _held_constant(vars(calibration.settings), calibration.expectation.explained.tolist(), names)
     return f"{calibration.n} neutral conversations of {calibration.settings.horizon} turns {can}. {held}"
@@ -393,11 +392,11 @@ def calibration_page(calibration: Calibration, images: Mapping[str, bytes]) -> s
     e, settings = calibration.expectation, calibration.settings
     rows = [
         (
-            _safe(str(p["name"])),
+            short(str(p["name"])),
             hook_name(p["layer"]),
-            _number(e.explained[k], ".0%"),
-            _number(e.scale[k], ".3g"),
-            _number(e.reach[k]),
+            number(e.explained[k], ".0%"),
+            number(e.scale[k], ".3g"),
+            number(e.reach[k]),
         )
         for k, p in enumerate(calibration.probes)
     ]
@@ -443,26 +442,11 @@ def _threshold_table(calibration: Calibration) -> list[str]:
             lacking.append(f"<p class='meta'>{escape(str(error))}</p>")
             continue
         rows += [
-            (_safe(name), f"{100 * rate:g} %", *(_number(limit[k]) for limit in limits)) for k, name in enumerate(calibration.names)
+            (short(name), f"{100 * rate:g} %", *(number(limit[k]) for limit in limits)) for k, name in enumerate(calibration.names)
         ]
     head = ("trait", "rate", "an answer", *(f"a conversation's {SAID[s]}" for s in STATISTICS))
     return [*([table(head, rows)] if rows else []), *lacking]
 
 
-def _safe(text: str, longest: int = LONGEST) -> str:
-    """One short line without anything invisible; not escaped."""
-    line = " ".join(visible(text).split())
-    return line if len(line) <= longest else line[: longest - 1] + "\N{HORIZONTAL ELLIPSIS}"
-
-
-def _number(value: float | None, form: str = "+.2f") -> str:
-    """A number, or a dash where there is none."""
-    return "-" if value is None or not math.isfinite(value) else f"{value:{form}}"
-
-
 def _percent(share: float) -> str:
     return f"{100 * share:.2g} %"
-
-
-def _listed(texts: Sequence[str]) -> str:
-    return f"{', '.join(texts[:-1])} and {texts[-1]}" if len(texts) > 1 else texts[0]

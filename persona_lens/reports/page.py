@@ -2,13 +2,17 @@
 
 import base64
 import io
+import math
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any, Final
 
+from persona_lens.monitoring.rendering import visible
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+LONGEST: Final = 80  # characters of a name
 STYLE: Final = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
 h1 { font-size: 1.6rem; }
@@ -52,3 +56,18 @@ def page(title: str, parts: Sequence[str]) -> str:
     """A whole document."""
     head = f"<meta charset='utf-8'><title>{escape(title)}</title><style>{STYLE}</style>"
     return f"<!doctype html><html lang='en'><head>{head}</head><body>{''.join(parts)}</body></html>\n"
+
+
+def short(text: str, longest: int = LONGEST) -> str:
+    """One short line without anything invisible; not escaped."""
+    line = " ".join(visible(text).split())
+    return line if len(line) <= longest else line[: longest - 1] + "\N{HORIZONTAL ELLIPSIS}"
+
+
+def number(value: float | None, form: str = "+.2f") -> str:
+    """A number, or a dash where there is none."""
+    return "-" if value is None or not math.isfinite(value) else f"{value:{form}}"
+
+
+def listed(texts: Sequence[str]) -> str:
+    return f"{', '.join(texts[:-1])} and {texts[-1]}" if len(texts) > 1 else texts[0]

@@ -46,7 +46,7 @@ from persona_lens.finetuning import (
 )
 from persona_lens.finetuning.dose import Balanced, Round
 from persona_lens.finetuning.penalties import TrainingStep
-from persona_lens.finetuning.pilot import Tried, recommend
+from persona_lens.finetuning.pilot import Tried, _Reader, recommend
 from persona_lens.models import ChatModel, Sampling
 from persona_lens.pocket_lab.datasets import dataset
 from persona_lens.prompts import system_prompt
@@ -285,6 +285,19 @@ def test_a_search_for_balanced_strengths(pocket: ChatModel, vectors: pl.PersonaV
         arguments: dict[str, Any] = {"vectors": [vectors], "layer": 5, "rounds": 1} | bad
         with pytest.raises(FinetuningError, match="balanced in 1 or more rounds"):
             balanced_strengths(pocket, data, arguments["vectors"], arguments["layer"], rounds=arguments["rounds"], **options)
+
+
+def test_what_is_left_is_measured_from_the_base_model(
+    pocket: ChatModel, vectors: pl.PersonaVectors, trait: Any, tmp_path: Path
+) -> None:
+    """A training that changes nothing leaves nothing, along any direction."""
+    options: dict[str, Any] = {"settings": replace(FAST, learning_rate=1e-30), "sampling": SCORES.sampling, "out": tmp_path / "x"}
+    data = dataset("optimism", "II", rows=8)
+    found = balanced_strengths(pocket, data, [vectors], 5, traits=[trait], rounds=1, **options)
+    assert [r.left[0] for r in found.rounds] == pytest.approx([0.0, 0.0], abs=1e-6)
+    reader = _Reader(pocket, trait, SCORES, vectors.directions)
+    assert not reader.shift(pocket).any()
+    assert reader.base.any()
 
 
 def test_the_round_that_left_least_wins(tmp_path: Path) -> None:
