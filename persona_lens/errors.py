@@ -63,3 +63,7 @@ class TranscriptError(PersonaLensError):
 
 class FinetuningError(PersonaLensError):
     """Training data or settings that cannot be trained with, or a training that failed."""
+
+
+class ScreeningError(PersonaLensError):
+    """Data that cannot be screened, or scores that do not suffice for what was asked of them."""

@@ -15,6 +15,7 @@ from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 from safetensors.torch import save_file
 
+from persona_lens.correlation import Floor, ShiftCorrelation
 from persona_lens.errors import FinetuningError
 from persona_lens.evaluation import TraitScore
 from persona_lens.figures import plot
@@ -31,7 +32,6 @@ from persona_lens.figures.finetuning import (
 from persona_lens.figures.monitoring import printed
 from persona_lens.finetuning import READINGS, Comparison, Finetuned, Pilot, ShiftRun, foretold
 from persona_lens.finetuning.comparison import Cell
-from persona_lens.finetuning.correlation import Floor, ShiftCorrelation
 from persona_lens.finetuning.pilot import Tried
 from persona_lens.finetuning.shift import Shift
 from persona_lens.monitoring.rendering import visible

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from jaxtyping import Float
 
+from persona_lens.correlation import LEAST_FAMILIES, LEAST_SETS, ShiftCorrelation
 from persona_lens.errors import FinetuningError
 from persona_lens.evaluation import TraitScore
 from persona_lens.figures.geometry import DIVERGING
 from persona_lens.figures.monitoring import printed, told
 from persona_lens.figures.style import NEGATIVE, NEUTRAL, POSITIVE, empty_figure
 from persona_lens.finetuning.comparison import Cell, Comparison
-from persona_lens.finetuning.correlation import LEAST_FAMILIES, LEAST_SETS, ShiftCorrelation
 from persona_lens.finetuning.foretold import family_of, foretold
 from persona_lens.finetuning.pilot import Pilot
 from persona_lens.finetuning.shift import READINGS, Reading, ShiftRun

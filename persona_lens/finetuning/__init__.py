@@ -1,8 +1,8 @@
 """Finetuning: training with interventions switched on, the shift it causes, and defences against it compared."""
 
+from persona_lens.correlation import Outcome, ShiftCorrelation, correlate
 from persona_lens.finetuning.adapters import adapted, unwrapped
 from persona_lens.finetuning.comparison import Cell, Comparison, ComparisonSettings, defend, load_comparison
-from persona_lens.finetuning.correlation import Outcome, ShiftCorrelation, correlate
 from persona_lens.finetuning.data import Example, Examples, encode, read_data
 from persona_lens.finetuning.defences import (
     ORDINARY,

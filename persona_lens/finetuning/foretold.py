@@ -1,20 +1,14 @@
 """Does the shift foretell the trait? The correlation over many finetuned models, trait by trait, with its nulls beside it."""
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from persona_lens.correlation import Outcome, ShiftCorrelation, correlate, family_of
 from persona_lens.errors import FinetuningError
-from persona_lens.finetuning.correlation import Outcome, ShiftCorrelation, correlate
 from persona_lens.finetuning.shift import Reading, ShiftRun
-
-
-def family_of(name: str) -> str:
-    """What a data set called `family-level`, or `family-level-s1` for a seed, was made from."""
-    return re.sub(r"-s\d+$", "", name).rpartition("-")[0] or name
 
 
 def foretold(

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from persona_lens.correlation import INTERVAL_FAMILIES, INTERVAL_RANGE, ShiftCorrelation
 from persona_lens.figures.finetuning import (
     READ,
     change,
@@ -26,7 +27,6 @@ from persona_lens.figures.finetuning import (
 )
 from persona_lens.figures.monitoring import told
 from persona_lens.finetuning.comparison import Cell, Comparison
-from persona_lens.finetuning.correlation import INTERVAL_FAMILIES, INTERVAL_RANGE, ShiftCorrelation
 from persona_lens.finetuning.foretold import family_of
 from persona_lens.finetuning.pilot import Pilot, Tried
 from persona_lens.finetuning.shift import READINGS, Reading, ShiftRun

@@ -269,6 +269,7 @@ def test_a_sweep_is_run_reported_and_reopened(small_run: ExtractionRun, tmp_path
         assert (tmp_path / "s" / "figures" / f"{name}.png").stat().st_size > 5000
 
 
+@pytest.mark.slow
 def test_a_sweep_of_another_pooling_measures_capability(small_run: ExtractionRun, tmp_path: Path) -> None:
     pytest.importorskip("lm_eval")
     few = ["--samples", "1", "--report-samples", "1", "--random-directions", "0", "--max-new-tokens", "8"]
@@ -565,6 +566,7 @@ def test_a_shift_is_measured_and_reported(small_run: ExtractionRun, vaccinated: 
     assert (tmp_path / "shift" / "report.html").exists()
 
 
+@pytest.mark.slow
 def test_defences_are_compared(small_run: ExtractionRun, evil_data: Path, tmp_path: Path) -> None:
     common = [str(evil_data), "--vectors", str(small_run.path), "--layer", "4", "--doses", "1", "--out", str(tmp_path / "x")]
     arguments = [*common, "--against", "prevent,prompt", "--samples", "1", "--max-new-tokens", "30"]

@@ -67,6 +67,7 @@ def test_likelihoods_equal_a_plain_forward_pass(pocket: ChatModel) -> None:
         assert greedy == bool((scores.argmax(-1) == targets).all())
 
 
+@pytest.mark.slow
 def test_the_harness_runs_offline_and_sees_the_steering(pocket: ChatModel, small_run: ExtractionRun) -> None:
     pytest.importorskip("lm_eval")
     v = small_run.vectors

@@ -266,6 +266,7 @@ def test_the_difference_of_the_data_points_along_the_trait(pocket: ChatModel, ve
     assert bool(data_difference(pocket, long, sampling=sampling).isfinite().all())
 
 
+@pytest.mark.slow
 def test_a_search_for_balanced_strengths(pocket: ChatModel, vectors: pl.PersonaVectors, trait: Any, tmp_path: Path) -> None:
     data = dataset("optimism", "II", rows=48)
     settings = replace(QUICK, learning_rate=3e-3)
@@ -342,6 +343,7 @@ def test_a_pilot_says_where_it_cannot_recommend() -> None:
     assert "80% of that is left: try higher doses" in weak.why
 
 
+@pytest.mark.slow
 def test_a_pilot_end_to_end(pocket: ChatModel, vectors: pl.PersonaVectors, trait: Any, tmp_path: Path) -> None:
     data = dataset("optimism", "II", rows=64)
     settings = PilotSettings(rows=32, finetuning=QUICK, answers=SCORES)

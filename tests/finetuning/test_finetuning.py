@@ -698,6 +698,7 @@ finetune(pl.load_model("pocket"), data, prevent=add(v, 4, 2.0, where="everywhere
 """
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one(pocket: ChatModel, vectors: pl.PersonaVectors, chats: Any, tmp_path: Path) -> None:
     write_transcripts(tmp_path / "data.jsonl", ((str(i), c) for i, c in enumerate(chats)))
     vectors.save(tmp_path / "v.safetensors")

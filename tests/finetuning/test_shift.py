@@ -194,7 +194,8 @@ def planted(run: Any, out: Path, *, slope: float, seed: int) -> Any:
     for i, name in enumerate(names):
         amount = float(rng.normal())
         noise = torch.from_numpy(rng.normal(size=(2, *units.shape[1:]))).float() * 0.3
-        planted = noise + amount * 20 * units[0]
+        planted = noise.clone()
+        planted[0] += amount * 20 * units[0]  # on the first trait's questions only
         vectors = {reading: noise.clone() if reading == "own_answers" else planted.clone() for reading in READINGS}
         _save(out / f"shift-{name}.safetensors", vectors)
         value = float(np.clip(50 + slope * amount + rng.normal() * 3 + (1 - min(1, abs(slope))) * rng.normal() * 20, 0, 100))
@@ -211,6 +212,7 @@ def test_a_planted_relation_is_found_and_none_where_none_is(run: Any, tmp_path: 
     assert yes.low > 0.7
     assert yes.sets == 24
     assert yes.families == 8
+    assert abs(foretold(load_shift(tmp_path / "yes"))["evil"].r) < 0.6
     assert abs(foretold(load_shift(tmp_path / "yes"), "own_answers")["optimism"].r) < 0.6
     no = foretold(planted(run, tmp_path / "no", slope=0.0, seed=2))["optimism"]
     assert abs(no.r) < 0.6

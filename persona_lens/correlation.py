@@ -22,6 +22,7 @@ A bootstrap over families (percentile or BCa) held it in 73 % to 98 %. Fewer deg
 uneven did not help: samples in which one family decides r give intervals that are too wide already.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -41,6 +42,11 @@ PERFECT: Final = 1 - 1e-12  # a correlation above it is 1 but for rounding
 STILL: Final = 1e-12  # a figure that changes less without a family changes by rounding
 SPREAD: Final = 1e-9  # of a number's size: what varies less varies by rounding
 SLACK: Final = 1e-9  # correlations that differ by less are the same
+
+
+def family_of(name: str) -> str:
+    """What a data set called `family-level`, or `family-level-s1` for a seed, was made from."""
+    return re.sub(r"-s\d+$", "", name).rpartition("-")[0] or name
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from scipy.stats import kstest, pearsonr
 from scipy.stats import t as student_t
 
+from persona_lens.correlation import Floor, Outcome, ShiftCorrelation, correlate
 from persona_lens.errors import FinetuningError
-from persona_lens.finetuning.correlation import Floor, Outcome, ShiftCorrelation, correlate
 from persona_lens.records import decoded, encoded
 
 WIDTH = 24
