@@ -5,6 +5,7 @@ Spans come from token ids (prompt ids + answer ids), never from text.
 """
 
 from collections.abc import Iterator, Sequence, Sized
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -50,7 +51,7 @@ def dialogue_span(name: str, conversation: Dialogue) -> Span:
 
 @dataclass(frozen=True)
 class Pooled:
-    """Pooled residuals of a batch: which spans (indices into the input), and their values in fp32."""
+    """Pooled residuals of a batch: which spans (indices into the input), and their values in fp32 at the layers that were read."""
 
     indices: tuple[int, ...]
     values: Float[Tensor, "batch pooling layer d_model"]
@@ -102,11 +103,17 @@ def pooling_weights(spans: Sequence[Span], width: int) -> Float[Tensor, "batch p
     return weights
 
 
+class _Enough(Exception):
+    """Every layer that is read has been read: the rest of the pass is left out."""
+
+
 def _reducer(
-    out: Float[Tensor, "batch pooling layer d_model"], layer: int, weights: Float[Tensor, "batch pooling position"]
+    out: Float[Tensor, "batch pooling layer d_model"], place: int, weights: Float[Tensor, "batch pooling position"], last: bool
 ) -> Any:
     def hook(residual: Tensor, hook: Any) -> None:  # noqa: ARG001
-        out[:, :, layer] = torch.bmm(weights, residual.float())
+        out[:, :, place] = torch.bmm(weights, residual.float())
+        if last:
+            raise _Enough
 
     return hook
 
@@ -115,33 +122,41 @@ def pool(
     model: ChatModel,
     spans: Sequence[Span],
     *,
+    layers: Sequence[int] | None = None,
     batch_tokens: int = DEFAULT_BATCH_TOKENS,
 ) -> Iterator[Pooled]:
     """Pooled residuals of all layers and poolings, batch by batch (in order of length).
 
     Args:
+        layers: those that are read, ascending; the pass ends after the highest. Default: all.
         batch_tokens: padded tokens per forward pass.
 
     Raises:
-        ValueError: a span without prompt or answer tokens, or longer than the model's context.
+        ValueError: a span without prompt or answer tokens, or longer than the model's context; no layers, or not ascending.
         ActivationError: a residual is not finite (layer and span are named).
     """
+    read = list(range(model.n_layers) if layers is None else layers)
+    if not read or read != sorted(set(read)):
+        raise ValueError(f"layers to pool must be ascending, and one at least, not {read}")
     for span in spans:
         check_span(span, model)
     for indices in token_batches(spans, batch_tokens):
         batch = [spans[i] for i in indices]
-        values = _pool_batch(model, batch)
-        _check_finite(values, batch, model)
+        values = _pool_batch(model, batch, read)
+        _check_finite(values, batch, model, read)
         yield Pooled(tuple(indices), values)
 
 
 @torch.inference_mode()
-def _pool_batch(model: ChatModel, batch: Sequence[Span]) -> Float[Tensor, "batch pooling layer d_model"]:
+def _pool_batch(model: ChatModel, batch: Sequence[Span], layers: Sequence[int]) -> Float[Tensor, "batch pooling layer d_model"]:
     ids, mask = (x.to(model.device) for x in right_pad(batch, model.pad_id))
     weights = pooling_weights(batch, ids.shape[1]).to(model.device)
-    out = torch.empty(len(batch), len(POOLINGS), model.n_layers, model.d_model, device=model.device)
-    hooks = [(model.hook_name(layer), _reducer(out, layer, weights)) for layer in range(model.n_layers)]
-    with model.hooks(hooks), forward_pass(span_pass(batch, ids.shape[1], model.device)):
+    out = torch.empty(len(batch), len(POOLINGS), len(layers), model.d_model, device=model.device)
+    hooks = [
+        (model.hook_name(layer), _reducer(out, place, weights, last=place == len(layers) - 1 and layer < model.n_layers - 1))
+        for place, layer in enumerate(layers)
+    ]
+    with suppress(_Enough), model.hooks(hooks), forward_pass(span_pass(batch, ids.shape[1], model.device)):
         model.hf(ids, attention_mask=mask, use_cache=False, logits_to_keep=1)
     return out.cpu()
 
@@ -159,12 +174,14 @@ def check_span(span: Span, model: ChatModel) -> None:
         raise ValueError(f"{span.name}: {len(span)} tokens exceed the context of {model.context} tokens of {model.name}")
 
 
-def _check_finite(values: Float[Tensor, "batch pooling layer d_model"], batch: Sequence[Span], model: ChatModel) -> None:
+def _check_finite(
+    values: Float[Tensor, "batch pooling layer d_model"], batch: Sequence[Span], model: ChatModel, layers: Sequence[int]
+) -> None:
     finite = values.isfinite().all(-1).all(1)
     if not bool(finite.all()):
-        row, layer = (int(x) for x in (~finite).nonzero()[0])
+        row, place = (int(x) for x in (~finite).nonzero()[0])
         raise ActivationError(
-            f"activations are not finite at {model.hook_name(layer)} for {batch[row].name}: "
+            f"activations are not finite at {model.hook_name(layers[place])} for {batch[row].name}: "
             "load the model in float32 or bfloat16 (float16 overflows on many models)"
         )
 

@@ -56,6 +56,24 @@ def test_pooled_residuals_equal_a_plain_rewrite(pocket: ChatModel, plain_pocket:
         assert largest_error(values, plain_rewrite(plain_pocket, span)) <= 1e-5
 
 
+def test_some_layers_alone_are_what_they_are_among_all(pocket: ChatModel) -> None:
+    """The pass ends after the highest layer that is read, and leaves nothing behind."""
+    spans = spans_of(pocket)
+    whole = {i: b.values[row] for b in pool(pocket, spans) for row, i in enumerate(b.indices)}
+    seen: list[int] = []
+    watch = [(pocket.hook_name(layer), lambda residual, hook, layer=layer: seen.append(layer)) for layer in range(pocket.n_layers)]
+    for layers in ([1, 4], [0], [pocket.n_layers - 1], list(range(pocket.n_layers))):
+        seen.clear()
+        with pocket.hooks(watch):
+            for batch in pool(pocket, spans, layers=layers):
+                for row, i in enumerate(batch.indices):
+                    assert torch.equal(batch.values[row], whole[i][:, layers])
+        assert max(seen) == layers[-1]
+    for wrong in ([], [2, 1], [1, 1]):
+        with pytest.raises(ValueError, match="ascending"):
+            list(pool(pocket, spans, layers=wrong))
+
+
 def test_batch_size_and_order_change_nothing(pocket: ChatModel) -> None:
     spans = spans_of(pocket)
     together, alone = pooled(pocket, spans), pooled(pocket, spans, batch_tokens=1)

@@ -111,6 +111,7 @@ def test_pocket_documents_can_be_looked_at() -> None:
     assert "assistant:" in runner.invoke(app, ["pocket", "sample", "-n", "2"]).output
 
 
+@pytest.mark.slow
 def test_extract_writes_a_run_and_its_report(tmp_path: Path) -> None:
     options = ["--samples", "1", "--neutral", "8", "--max-new-tokens", "120", "--out", str(tmp_path / "runs")]
     done = run("extract", "optimism", *options, "--json")

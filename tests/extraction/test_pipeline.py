@@ -131,6 +131,7 @@ def test_an_interrupted_run_ends_bit_identical(
     assert content(run_folder) == content(small_run.path)
 
 
+@pytest.mark.slow
 def test_activations_resume_from_their_partial_file(
     small_run: ExtractionRun,
     pocket: ChatModel,
