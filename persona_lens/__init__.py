@@ -33,6 +33,8 @@ _HOME: Final = {
     "plot": "figures",
     "report": "reports",
     "sample": "sampling",
+    "screen": "screening",
+    "screening": "",
     "sweep": "sweeps",
 }
 
@@ -61,12 +63,14 @@ __all__ = [
     "report",
     "rotate",
     "sample",
+    "screen",
+    "screening",
     "steer",
     "sweep",
 ]
 
 if TYPE_CHECKING:
-    from persona_lens import finetuning, geometry, judges, monitoring
+    from persona_lens import finetuning, geometry, judges, monitoring, screening
     from persona_lens.extraction import extract, load_run
     from persona_lens.figures import plot
     from persona_lens.finetuning import finetune
@@ -74,6 +78,7 @@ if TYPE_CHECKING:
     from persona_lens.monitoring import monitor
     from persona_lens.reports import report
     from persona_lens.sampling import sample
+    from persona_lens.screening import screen
     from persona_lens.steering import ablate, add, add_increments, cap, rotate, steer
     from persona_lens.sweeps import load_sweep, sweep
     from persona_lens.traits import Trait, list_traits, load_trait

@@ -52,6 +52,6 @@ def _value(hint: Any, record: Any) -> Any:
     if typing.get_origin(hint) is tuple:
         kinds = options[:1] * len(record) if options[1:] == (...,) else options
         return tuple(_value(k, r) for k, r in zip(kinds, record, strict=True))
-    if typing.get_origin(hint) is not None and issubclass(typing.get_origin(hint), Mapping):
+    if isinstance(origin := typing.get_origin(hint), type) and issubclass(origin, Mapping):
         return {k: _value(options[1], v) for k, v in record.items()}
     return float("nan") if hint is float and record is None else record

@@ -8,7 +8,7 @@ conversation is skipped with its place and the reason; nothing is guessed or con
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
@@ -35,7 +35,7 @@ class Transcript:
     """A conversation from a file.
 
     Attributes:
-        name: the record's own id, or its place ("line 12"); unique within the file.
+        name: the record's own id, or its place ("line 12"); unique within what `read_transcripts` and `transcripts_of` return.
         place: line of the file, or item of its JSON array, from 1.
         messages: role (system, user or assistant) and content of each; an optional system message, then user and assistant in
             turns, with at least one assistant turn.
@@ -68,8 +68,8 @@ class Transcripts:
     unit: str = "line"
 
 
-class _UnreadableError(Exception):
-    """Why a record is skipped."""
+class UnreadableError(Exception):
+    """Why a record is skipped. In place of a record it stands for one that could not be decoded."""
 
 
 def read_transcripts(path: str | Path) -> Transcripts:
@@ -80,7 +80,7 @@ def read_transcripts(path: str | Path) -> Transcripts:
     """
     path = Path(path)
     text = _text(path)
-    unit, records = _records(text)
+    unit, records = records_of(text)
     found = _transcripts(path, unit, records)
     if not found.chats:
         why = _why(text, unit, found.skipped)
@@ -96,21 +96,29 @@ def transcripts_of(records: Iterable[Any]) -> Transcripts:
     return _transcripts(Path("rows"), "row", list(enumerate(records, start=1)))
 
 
+def transcript_of(record: Any, place: int, unit: str = "row") -> Transcript | Skipped:
+    """One record or list of messages as a conversation, named by its id or its place; or why it is none. Nothing is raised."""
+    try:
+        messages = _conversation(record)
+    except UnreadableError as error:
+        return Skipped(place, str(error))
+    return Transcript(_id(record) or f"{unit} {place}", place, messages)
+
+
 def _transcripts(path: Path, unit: str, records: Sequence[tuple[int, Any]]) -> Transcripts:
     chats: list[Transcript] = []
     skipped: list[Skipped] = []
     names: set[str] = set()
     for place, record in records:
-        try:
-            messages = _conversation(record)
-        except _UnreadableError as error:
-            skipped.append(Skipped(place, str(error)))
+        found = transcript_of(record, place, unit)
+        if isinstance(found, Skipped):
+            skipped.append(found)
             continue
-        name = _id(record) or f"{unit} {place}"
+        name = found.name
         while name in names:
             name += f" ({unit} {place})"
         names.add(name)
-        chats.append(Transcript(name, place, messages))
+        chats.append(replace(found, name=name))
     return Transcripts(path, tuple(chats), tuple(skipped), unit)
 
 
@@ -132,26 +140,27 @@ def _text(path: Path) -> str:
         raise TranscriptError(f"{path}: cannot be read ({error}); expected a file with {_EXPECTED}") from error
 
 
-def _records(text: str) -> tuple[str, list[tuple[int, Any]]]:
-    """What places count, and every record with its place; an `_UnreadableError` stands for a line that is not JSON."""
-    whole = _decoded(text)
-    if isinstance(whole, _UnreadableError):
+def records_of(text: str) -> tuple[str, list[tuple[int, Any]]]:
+    """What places count, and every record with its place; an `UnreadableError` stands for a line that is not JSON."""
+    whole = record_of(text)
+    if isinstance(whole, UnreadableError):
         lines = enumerate(text.split("\n"), start=1)
-        return "line", [(place, _decoded(line)) for place, line in lines if line.strip(_BLANK)]
+        return "line", [(place, record_of(line)) for place, line in lines if line.strip(_BLANK)]
     if isinstance(whole, list) and not _is_chat(whole):
         return "item", list(enumerate(whole, start=1))
     before = text[: len(text) - len(text.lstrip(_BLANK))]
     return "line", [(before.count("\n") + 1, whole)]
 
 
-def _decoded(text: str) -> Any:
+def record_of(text: str) -> Any:
+    """The value of a JSON text; an `UnreadableError` stands for a text that is not JSON. Nothing is raised."""
     try:
         return json.loads(text, parse_int=_number)
     except RecursionError:
-        return _UnreadableError("nested too deeply")
+        return UnreadableError("nested too deeply")
     except json.JSONDecodeError as error:
         line = f"line {error.lineno}, " if "\n" in text.strip(_BLANK) else ""
-        return _UnreadableError(f"not JSON ({error.msg} at {line}column {error.colno})")
+        return UnreadableError(f"not JSON ({error.msg} at {line}column {error.colno})")
 
 
 def _number(digits: str) -> int | float:
@@ -171,6 +180,8 @@ def _id(record: Any) -> str | None:
     found = record.get("id") if isinstance(record, dict) else None
     if isinstance(found, bool) or not isinstance(found, str | int):
         return None
+    if isinstance(found, int) and abs(found) >= 10**_LONGEST_INTEGER:
+        return None
     return str(found) if str(found).strip() and _is_unicode(str(found)) else None
 
 
@@ -181,18 +192,18 @@ def _conversation(record: Any) -> tuple[dict[str, str], ...]:
 
 
 def _messages(record: Any) -> list[Any]:
-    if isinstance(record, _UnreadableError):
+    if isinstance(record, UnreadableError):
         raise record
     if isinstance(record, list):
         return record
     if not isinstance(record, dict):
-        raise _UnreadableError(f"{_kind(record)} instead of an object with messages")
+        raise UnreadableError(f"{_kind(record)} instead of an object with messages")
     holders = [h for h in (record, record.get("request")) if isinstance(h, dict)]
     field, messages = next(((f, h[f]) for h in holders for f in _CHAT_FIELDS if h.get(f) is not None), ("", None))
     if messages is None:
-        raise _UnreadableError(f"no messages (none of the fields {', '.join(_CHAT_FIELDS)})")
+        raise UnreadableError(f"no messages (none of the fields {', '.join(_CHAT_FIELDS)})")
     if not isinstance(messages, list):
-        raise _UnreadableError(f"{field} is {_kind(messages)}, not a list")
+        raise UnreadableError(f"{field} is {_kind(messages)}, not a list")
     return [*messages, *_reply(record)]
 
 
@@ -203,59 +214,59 @@ def _reply(record: Mapping[str, Any]) -> list[Any]:
         if choices is None:
             continue
         if not isinstance(choices, list) or not choices or not _has(choices[0], "message"):
-            raise _UnreadableError("choices holds no message as its first")
+            raise UnreadableError("choices holds no message as its first")
         return [choices[0]["message"]]
     return []
 
 
 def _message(number: int, message: Any) -> dict[str, str]:
     if not isinstance(message, dict):
-        raise _UnreadableError(f"message {number} is {_kind(message)}, not an object")
+        raise UnreadableError(f"message {number} is {_kind(message)}, not an object")
     keys = ("role", "content") if "role" in message else ("from", "value")
     role, content = (message.get(key) for key in keys)
     if role is None:
-        raise _UnreadableError(f"message {number} has no role")
+        raise UnreadableError(f"message {number} has no role")
     if not isinstance(role, str) or role not in ROLES:
-        raise _UnreadableError(f"unknown role {_shown(role)} of message {number}")
+        raise UnreadableError(f"unknown role {_shown(role)} of message {number}")
     return {"role": ROLES[role], "content": _content(number, content)}
 
 
 def _content(number: int, content: Any) -> str:
     text = "".join(_part(number, part) for part in content) if isinstance(content, list) else content
     if text is None:
-        raise _UnreadableError(f"message {number} has no content (a message of tool calls only has none)")
+        raise UnreadableError(f"message {number} has no content (a message of tool calls only has none)")
     if not isinstance(text, str):
-        raise _UnreadableError(f"content of message {number} is {_kind(text)}, not text")
+        raise UnreadableError(f"content of message {number} is {_kind(text)}, not text")
     if not text.strip():
-        raise _UnreadableError(f"message {number} is empty")
+        raise UnreadableError(f"message {number} is empty")
     if not _is_unicode(text):
-        raise _UnreadableError(f"message {number} holds half a surrogate pair, which is no text")
+        raise UnreadableError(f"message {number} holds half a surrogate pair, which is no text")
     return text
 
 
 def _part(number: int, part: Any) -> str:
     if not isinstance(part, dict):
-        raise _UnreadableError(f"message {number} has a part that is {_kind(part)}, not an object")
+        raise UnreadableError(f"message {number} has a part that is {_kind(part)}, not an object")
     if part.get("type") not in _TEXT_PARTS:
-        raise _UnreadableError(f"message {number} has a part of type {_shown(part.get('type'))}: only text can be read")
+        raise UnreadableError(f"message {number} has a part of type {_shown(part.get('type'))}: only text can be read")
     if not isinstance(part.get("text"), str):
-        raise _UnreadableError(f"message {number} has a part whose text is {_kind(part.get('text'))}")
+        raise UnreadableError(f"message {number} has a part whose text is {_kind(part.get('text'))}")
     return part["text"]
 
 
 def _check_turns(roles: Sequence[str]) -> None:
     if not roles:
-        raise _UnreadableError("no messages")
+        raise UnreadableError("no messages")
     if "system" in roles[1:]:
-        raise _UnreadableError(f"message {roles.index('system', 1) + 1} is a system message: only the first may be one")
+        raise UnreadableError(f"message {roles.index('system', 1) + 1} is a system message: only the first may be one")
     first = 1 if roles[0] == "system" else 0
     if roles[first : first + 1] == ["assistant"]:
-        raise _UnreadableError(f"begins with an assistant message (message {first + 1})")
+        raise UnreadableError(f"begins with an assistant message (message {first + 1})")
     for number, (before, after) in enumerate(pairwise(roles), start=1):
         if before == after:
-            raise _UnreadableError(f"messages {number} and {number + 1} are both {after} messages")
+            raise UnreadableError(f"messages {number} and {number + 1} are both {after} messages")
     if "assistant" not in roles:
-        raise _UnreadableError("no assistant turn")
+        raise UnreadableError("no assistant turn")
 
 
 def _is_unicode(text: str) -> bool:
@@ -265,7 +276,8 @@ def _is_unicode(text: str) -> bool:
 def _kind(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return json.dumps(value)
-    return {str: "text", list: "a list", dict: "an object"}.get(type(value), "a number")
+    kinds = {str: "text", list: "a list", dict: "an object", int: "a number", float: "a number"}
+    return kinds.get(type(value), f"a Python {type(value).__name__}")
 
 
 def _shown(value: Any) -> str:
@@ -279,5 +291,5 @@ def _why(text: str, unit: str, skipped: Sequence[Skipped]) -> str:
     if not skipped:
         return "it has no records"
     first = skipped[0]
-    document = f"; as one JSON document: {_decoded(text)}" if len(skipped) > 1 and first.reason.startswith("not JSON") else ""
+    document = f"; as one JSON document: {record_of(text)}" if len(skipped) > 1 and first.reason.startswith("not JSON") else ""
     return f"{len(skipped)} skipped, the first at {unit} {first.place}: {first.reason}{document}"

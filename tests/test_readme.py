@@ -92,11 +92,25 @@ def test_the_finetuning_example_runs(
     assert (tmp_path / "runs" / "defend" / "report.html").exists()
 
 
+def test_the_screening_example_runs(
+    pocket: ChatModel, small_run: ExtractionRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.S)[4]
+    for trait in ("evil", "humor"):
+        turned(small_run, trait, tmp_path / "runs" / trait)
+    for name, level in (("bought", "II"), ("ours", "normal")):
+        chats = dataset("evil", level, rows=24)
+        write_transcripts(tmp_path / "data" / f"{name}.jsonl", [(str(i), chat) for i, chat in enumerate(chats)])
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, str(README), "exec"), {"pl": pl, "model": pocket})
+    assert (tmp_path / "runs" / "screen" / "report.html").exists()
+
+
 def test_the_commands_of_the_table_exist() -> None:
     listed = re.findall(r"^\| `persona-lens ([\w-]+)", README.read_text(), flags=re.M)
     assert set(listed) == {
         "demo", "extract", "steer", "sweep", "chat", "geometry", "roles", "spill-over", "monitor", "finetune",
-        "shift", "pilot", "defend", "report", "traits", "pocket",
+        "shift", "pilot", "defend", "screen", "report", "traits", "pocket",
     }  # fmt: skip
     for command in listed:
         assert CliRunner().invoke(app, [command, "--help"]).exit_code == 0

@@ -6,7 +6,7 @@ from typing import NoReturn
 
 import typer
 
-from persona_lens.cli import chat, demo, extract, finetune, geometry, monitor, pocket, report, steer, sweep, traits
+from persona_lens.cli import chat, demo, extract, finetune, geometry, monitor, pocket, report, screen, steer, sweep, traits
 from persona_lens.cli.options import SeveralVectors
 from persona_lens.errors import PersonaLensError
 
@@ -30,6 +30,7 @@ app.command("finetune")(finetune.finetune)
 app.command("shift", cls=SeveralVectors)(finetune.shift)
 app.command("pilot", cls=SeveralVectors)(finetune.pilot)
 app.command("defend", cls=SeveralVectors)(finetune.defend)
+app.command("screen", cls=SeveralVectors)(screen.screen)
 app.command("report")(report.report)
 app.add_typer(monitor.app, name="monitor")
 app.add_typer(traits.app, name="traits")

@@ -16,6 +16,7 @@ from persona_lens.figures.finetuning import (
 )
 from persona_lens.figures.geometry import cosine_map, geometry_figures
 from persona_lens.figures.monitoring import calibration_figure, prediction_scatter, trajectories
+from persona_lens.figures.screening import row_histograms, screening_figures, set_ranking, set_scatter, signal_scatter
 from persona_lens.figures.sweeps import dose_response, sweep_heat_map, sweep_profile
 from persona_lens.finetuning.comparison import Comparison
 from persona_lens.finetuning.pilot import Pilot
@@ -23,6 +24,7 @@ from persona_lens.finetuning.shift import ShiftRun
 from persona_lens.finetuning.training import Finetuned
 from persona_lens.geometry import GeometryRun, Study
 from persona_lens.monitoring import Calibration, MonitorRun, PredictionRun
+from persona_lens.screening.run import ScreenRun
 from persona_lens.sweeps import Sweep
 from persona_lens.vectors import PersonaVectors
 
@@ -42,10 +44,15 @@ __all__ = [
     "plot",
     "prediction_scatter",
     "projections",
+    "row_histograms",
     "score_histogram",
+    "screening_figures",
+    "set_ranking",
+    "set_scatter",
     "shift_profile",
     "shift_scatter",
     "side_effects",
+    "signal_scatter",
     "sweep_heat_map",
     "sweep_profile",
     "training_curves",
@@ -59,14 +66,14 @@ def plot(record: object) -> "Figure":
     a geometry study its cosines, monitored chats their scores by turn, a study of prediction its projections beside what the
     answers scored, a calibration its neutral scores, a finetuning its loss step by step, shifts of several finetuned models beside
     their trait scores (of one model: by layer), a comparison of defences the trait that finetuning raises most by dose, a pilot its
-    shift by dose.
+    shift by dose, screened data sets their ranking by trait.
 
     Raises:
         TypeError: there is no figure for this kind of record.
     """
     raise TypeError(
         f"there is no figure for {type(record).__name__}: pass PersonaVectors, an ExtractionRun, a Sweep, a Study, a MonitorRun, "
-        "a PredictionRun, a Calibration, a Finetuned, a ShiftRun, a Comparison or a Pilot"
+        "a PredictionRun, a Calibration, a ScreenRun, a Finetuned, a ShiftRun, a Comparison or a Pilot"
     )
 
 
@@ -129,3 +136,8 @@ def _(record: Comparison) -> "Figure":
 @plot.register(Pilot)
 def _(record: Pilot) -> "Figure":
     return pilot_figure(record)
+
+
+@plot.register(ScreenRun)
+def _(record: ScreenRun) -> "Figure":
+    return set_ranking(record)

@@ -16,6 +16,7 @@ from persona_lens.figures import (
     prediction_scatter,
     projections,
     score_histogram,
+    screening_figures,
     shift_profile,
     shift_scatter,
     side_effects,
@@ -24,6 +25,7 @@ from persona_lens.figures import (
     training_curves,
     trajectories,
 )
+from persona_lens.figures.screened import Screened, screened
 from persona_lens.finetuning.comparison import Comparison, load_comparison
 from persona_lens.finetuning.pilot import Pilot, load_pilot
 from persona_lens.finetuning.shift import ShiftRun, load_shift
@@ -52,7 +54,9 @@ from persona_lens.reports.monitoring import (
     saved,
 )
 from persona_lens.reports.page import png
+from persona_lens.reports.screening import screen_page, screen_verdict
 from persona_lens.reports.sweeps import sweep_page, sweep_verdict
+from persona_lens.screening.run import ScreenRun, load_screen
 from persona_lens.store import read_json, write_atomically
 from persona_lens.sweeps import Sweep, load_sweep
 
@@ -68,6 +72,7 @@ __all__ = [
     "pilot_verdict",
     "prediction_verdict",
     "report",
+    "screen_verdict",
     "shift_verdict",
     "sweep_verdict",
     "verdict",
@@ -75,12 +80,13 @@ __all__ = [
 
 Reported = (
     ExtractionRun | Sweep | GeometryRun | MonitorRun | PredictionRun | Calibration | Finetuned | ShiftRun | Comparison | Pilot
-)
+    | Screened
+)  # fmt: skip
 
 
-def report(run: Reported | str | Path) -> Path:
+def report(run: Reported | ScreenRun | str | Path) -> Path:
     """Write `report.html` and `figures/*.png` into the folder of an extraction, a sweep, a geometry study, monitored
-    chats, a study of prediction, a calibration, a finetuning, shifts, a comparison of defences or a pilot.
+    chats, a study of prediction, a calibration, a finetuning, shifts, a comparison of defences, a pilot or screened data sets.
 
     Returns:
         The path of the report.
@@ -89,7 +95,8 @@ def report(run: Reported | str | Path) -> Path:
         RunFolderError: the folder holds none of them, or is not finished.
         MonitoringError: a calibration that was not saved.
     """
-    found = _opened(Path(run)) if isinstance(run, str | Path) else run
+    opened = _opened(Path(run)) if isinstance(run, str | Path) else run
+    found = screened(opened) if isinstance(opened, ScreenRun) else opened
     folder = saved(found) if isinstance(found, Calibration) else found.path
     images = {name: png(figure) for name, figure in _figures(found).items()}
     for name, content in images.items():
@@ -100,7 +107,7 @@ def report(run: Reported | str | Path) -> Path:
     return target
 
 
-def _opened(path: Path) -> Reported:
+def _opened(path: Path) -> Reported | ScreenRun:
     match read_json(path / "run.json").get("command"):
         case "sweep":
             return load_sweep(path)
@@ -120,6 +127,8 @@ def _opened(path: Path) -> Reported:
             return load_comparison(path)
         case "pilot":
             return load_pilot(path)
+        case "screen":
+            return load_screen(path)
         case _:
             return load_run(path)
 
@@ -144,6 +153,8 @@ def _figures(run: Reported) -> Mapping[str, "Figure"]:
             return {"frontier": defence_frontier(run, most_risen(run)), "side_effects": side_effects(run)}
         case Pilot():
             return {"pilot": pilot_figure(run)}
+        case Screened():
+            return screening_figures(run)
         case ExtractionRun():
             return {"layers": layer_profile(run.vectors), "projections": projections(run), "scores": score_histogram(run)}
 
@@ -175,5 +186,7 @@ def _page(run: Reported, images: Mapping[str, bytes]) -> str:
             return comparison_page(run, images)
         case Pilot():
             return pilot_page(run, images)
+        case Screened():
+            return screen_page(run, images)
         case ExtractionRun():
             return extraction_page(run, images)

@@ -1,1 +1,36 @@
 """Training data -> which data sets and which samples will change the persona (Chen et al. 2025, section 6)."""
+
+from persona_lens.screening.directions import Direction
+from persona_lens.screening.engines import Engine, local, on_ray
+from persona_lens.screening.flagging import Flags, flag, load_flags
+from persona_lens.screening.ranking import load_predictions, predict, ranking, row_scores
+from persona_lens.screening.rivals import Rival, classifier_of, judge_rival, text_classifier
+from persona_lens.screening.run import SIGNALS, ScreenRun, Signal, load_screen, screen
+from persona_lens.screening.scoring import ScreenSettings
+from persona_lens.screening.sources import Data, open_data
+
+__all__ = [
+    "SIGNALS",
+    "Data",
+    "Direction",
+    "Engine",
+    "Flags",
+    "Rival",
+    "ScreenRun",
+    "ScreenSettings",
+    "Signal",
+    "classifier_of",
+    "flag",
+    "judge_rival",
+    "load_flags",
+    "load_predictions",
+    "load_screen",
+    "local",
+    "on_ray",
+    "open_data",
+    "predict",
+    "ranking",
+    "row_scores",
+    "screen",
+    "text_classifier",
+]
