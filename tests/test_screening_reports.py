@@ -21,13 +21,15 @@ from persona_lens.extraction import ExtractionRun
 from persona_lens.figures import plot, row_histograms, screening_figures, set_ranking, set_scatter, signal_scatter
 from persona_lens.figures.monitoring import printed, told
 from persona_lens.figures.screened import LENGTH, screened
+from persona_lens.figures.screening import histogram_name
 from persona_lens.models import ChatModel
 from persona_lens.monitoring.prediction import Estimate
 from persona_lens.monitoring.rendering import visible
 from persona_lens.pocket_lab.datasets import dataset
 from persona_lens.reports import report, screen_verdict
 from persona_lens.reports.screened_rows import form_of
-from persona_lens.screening import ScreenRun, ScreenSettings, flag, load_flags, load_screen, ranking, screen
+from persona_lens.reports.screening import screen_page
+from persona_lens.screening import ScreenRun, ScreenSettings, flag, load_flags, load_screen, predict, ranking, screen
 from persona_lens.screening.files import files_of
 from persona_lens.screening.scoring import Scored
 from persona_lens.screening.sets import SetScore, set_score
@@ -92,14 +94,17 @@ def made(
     }
     rivals = list(next(iter(sets.values())).rivals)
     directions = [{"trait": t, "layer": layer} for t, layers in traits.items() for layer in layers]
-    write_json(out / "screen.json", {"sets": counts, "directions": directions, "rivals": rivals})
+    best = {t: layers[-1] for t, layers in traits.items()}
+    write_json(out / "screen.json", {"sets": counts, "directions": directions, "layers": best, "rivals": rivals})
     run = ScreenRun(out)
     lines: list[str] = []
     for name, r in sets.items():
         for i, path in enumerate(run.shards(name)):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(files_of(Scored(columns(r, traits, slice(i * shard, (i + 1) * shard)), {}), "{}").table)
-        lines += [json.dumps(x) + "\n" for k, (t, at) in enumerate(traits.items()) for x in standing_out(run, name, r, t, k, at[0])]
+        lines += [
+            json.dumps(x) + "\n" for k, (t, at) in enumerate(traits.items()) for x in standing_out(run, name, r, t, k, at[-1])
+        ]
     (out / "extremes.jsonl").write_text("".join(lines), encoding="utf-8")
     return load_screen(out)
 
@@ -129,7 +134,7 @@ def columns(r: Rows, traits: Mapping[str, tuple[int, ...]], part: slice) -> dict
 
 
 def standing_out(run: ScreenRun, name: str, r: Rows, trait: str, number: int, layer: int) -> list[dict[str, Any]]:
-    values = (-(number + 1) if number else 1) * (r.exact if run.signal == "difference" else r.cheap)
+    values = (-(number + 1) if number else 1) * len(run.layers[trait]) * (r.exact if run.signal == "difference" else r.cheap)
     order = np.argsort(values)[: int(np.isfinite(values).sum())]
     at = {"set": name, "trait": trait, "layer": layer, "signal": run.signal}
     sides = {"highest": order[::-1][:5], "lowest": order[:5]}
@@ -142,11 +147,21 @@ def standing_out(run: ScreenRun, name: str, r: Rows, trait: str, number: int, la
 
 
 def words(page: Path) -> str:
-    """The words of a page that loads nothing, holds no hostile markup, and calls nothing nan; its images were written too."""
+    """The words of a report that loads nothing; its images were written too."""
     text = page.read_text(encoding="utf-8")
     images = text.count('src="data:image/png;base64,')
     assert 0 < text.count("<img ") == images <= len(list((page.parent / "figures").glob("*.png")))
-    text = re.sub(r'src="data:image/png;base64,[^"]*"', "", text)
+    return harmless(re.sub(r'src="data:image/png;base64,[^"]*"', "", text))
+
+
+def told_by(run: ScreenRun) -> str:
+    """The words of a report, without drawing its figures."""
+    images = dict.fromkeys(("ranking", *(histogram_name(i, t) for i, t in enumerate(run.traits))), b"")
+    return harmless(screen_page(run, images).replace('src="data:image/png;base64,"', ""))
+
+
+def harmless(text: str) -> str:
+    """A page that holds no hostile markup, and calls nothing nan."""
     assert not re.findall(r'(?:src|href)="', text)
     assert "<script" not in text
     assert "<i>" not in text
@@ -359,7 +374,7 @@ def test_a_threshold_on_other_scores_is_not_drawn(run_folder: Path) -> None:
     flag(run, "_normal", rate=0.1, signal="cheap")
     figure = row_histograms(run, "evil")
     assert not [x for ax in figure.axes for x in ax.lines if x.get_label() == "threshold"]
-    assert f"<th>threshold ({CHEAP})</th>" in words(report(run))
+    assert f"<th>threshold ({CHEAP})</th>" in told_by(run)
 
 
 def test_sets_are_crossed_by_each_pair_of_traits(run_folder: Path) -> None:
@@ -422,7 +437,7 @@ def test_without_own_answers_there_is_nothing_beside_the_cheap_scores(run_folder
     with pytest.raises(ScreeningError, match="no own answers were made"):
         signal_scatter(run)
     assert "signals" not in screening_figures(run)
-    text = words(report(run))
+    text = told_by(run)
     assert f"<th>mean {CHEAP}</th>" in text
     assert "There are no own answers" in text
     assert DIFFERENCE not in screen_verdict(run)
@@ -455,7 +470,7 @@ def test_of_many_sets_the_highest_and_the_lowest_are_shown_and_the_reference(run
 def test_thirteen_sets_leave_one_out_and_twelve_none(run_folder: Path, tmp_path: Path) -> None:
     run = many(run_folder, 13)
     assert "1 more" in labels(panels(set_ranking(run))[0])
-    text = words(report(run))
+    text = told_by(run)
     assert text.count("<td>s06</td>") == 3, "in both rankings and among the data sets, and nowhere else"
     assert text.count("<td>s05</td>") > 3
     assert "<h3>evil (the 6 highest and 6 lowest of 13 sets)</h3>" in text
@@ -479,12 +494,14 @@ def test_one_set_alone(run_folder: Path, tmp_path: Path) -> None:
     said = said_of(score, form_of([score.mean]))
     assert f"evil: the mean {DIFFERENCE} of only is {said}; above 0." in screen_verdict(run)
     assert labels(panels(plot(run))[0]) == ["only"]
-    text = words(report(run))
+    assert sorted(screening_figures(run)) == ["ranking", "rows-1-evil"], "one set alone is crossed with nothing"
+    two = made(tmp_path / "two", {"only": drawn(3)}, {"evil": (2,), "humor": (1,)})
+    assert sorted(screening_figures(two)) == ["ranking", "rows-1-evil", "rows-2-humor"]
+    text = told_by(run)
     assert f"<td>only</td><td>1</td><td>1</td><td>{said}</td><td>-</td><td>-</td><td>40</td><td>40</td><td>0</td>" in text
     assert "below 0." in screen_verdict(made(tmp_path / "low", {"only": drawn(-3)}))
-    assert "not shown to differ from 0." in screen_verdict(
-        made(tmp_path / "none", {"only": replace(drawn(3), exact=WOBBLE, cheap=WOBBLE + 1)})
-    )
+    level = Rows(np.tile([-0.9, 1.1], 20), np.tile([0.0, 2.0], 20))
+    assert "not shown to differ from 0." in screen_verdict(made(tmp_path / "none", {"only": level}))
     cheap = screen_verdict(made(tmp_path / "cheap", {"only": without(drawn(3))}, own_share=0.0))
     assert "one set alone says nothing without projection differences" in cheap
 
@@ -505,12 +522,12 @@ def test_one_row_alone_claims_nothing(run_folder: Path) -> None:
 @pytest.mark.filterwarnings("error")
 def test_few_prompts_claim_no_place(run_folder: Path) -> None:
     run = made(run_folder, {"a": drawn(5, 10), "b": drawn(0, 10)})
-    said = screen_verdict(run)
-    assert "a has the highest mean" in said
-    assert "so no place is claimed." in said
-    assert "ahead of" not in said
-    assert "over the next" not in said
-    assert "<td>a</td><td>1</td><td>-</td>" in words(report(run))
+    verdict = screen_verdict(run)
+    assert "a has the highest mean" in verdict
+    assert "so no place is claimed." in verdict
+    assert "ahead of" not in verdict
+    assert "over the next" not in verdict
+    assert "<td>a</td><td>1</td><td>-</td>" in told_by(run)
 
 
 @pytest.mark.filterwarnings("error")
@@ -518,8 +535,8 @@ def test_few_prompts_claim_no_place(run_folder: Path) -> None:
 def test_no_scores_anywhere(run_folder: Path, share: float) -> None:
     nothing = Rows(np.full(30, np.nan), np.full(30, np.nan))
     run = made(run_folder, {"a": nothing, HOSTILE: nothing}, {"evil": (2,), "humor": (1,)}, own_share=share)
-    said = screen_verdict(run)
-    assert "evil: no set has a score. humor: no set has a score." in said
+    verdict = screen_verdict(run)
+    assert "evil: no set has a score. humor: no set has a score." in verdict
     text = words(report(run))
     assert f"No place: {SEEN}: no row has a score." in text
     assert "no scores" in [t.get_text() for t in set_ranking(run).axes[0].texts]
@@ -528,20 +545,41 @@ def test_no_scores_anywhere(run_folder: Path, share: float) -> None:
 
 @pytest.mark.filterwarnings("error")
 def test_a_set_without_scores_has_no_place_among_the_others(run_folder: Path) -> None:
-    nothing = Rows(np.full(30, np.nan), np.full(30, np.nan))
+    nothing = Rows(np.full(30, np.nan), np.full(30, np.nan), reasons=("gone",) * 30)
     endless = drawn(9)
-    endless.exact[3] = np.inf
-    run = made(run_folder, {"a": drawn(1), "gone": nothing, "endless": endless, "b": drawn(4), "cheap": without(drawn(50))})
-    standing = screened(run).standings[0]
-    assert standing.names == ("b", "a")
-    text = words(report(run))
+    endless.exact[3] = endless.cheap[3] = np.inf
+    run = made(run_folder, {"a": drawn(1), "gone": nothing, "endless": endless, "b": drawn(4)})
+    assert screened(run).standings[0].names == ("b", "a")
+    text = told_by(run)
     assert "No place: gone: no row has a score." in text
     assert "No place: endless: some scores are infinite." in text
-    assert (
-        "No place: cheap: none of its prompts has an own answer, so that its score would be of another kind: raise own_share."
-        in text
-    )
     assert "b has the highest" in screen_verdict(run)
+
+
+@pytest.mark.filterwarnings("error")
+def test_where_a_set_has_no_own_answers_all_are_ranked_by_cheap_scores(run_folder: Path) -> None:
+    run = made(run_folder, {"a": drawn(1), "cheap": without(drawn(50)), "b": drawn(4)})
+    standing = screened(run).standings[0]
+    assert standing.kind == "cheap"
+    assert standing.sets == ranking(run, "evil").sets
+    assert standing.names == ("cheap", "b", "a")
+    text = told_by(run)
+    assert "Not all sets have own answers to all of their prompts, or to enough: a set" in text
+    assert f"Rows are scored by their {DIFFERENCE}." in text
+    assert f"cheap has the highest mean {CHEAP}, " in screen_verdict(run)
+    assert list(standing.both) == ["a", "b"]
+
+
+@pytest.mark.parametrize("share", [1.0, 0.5, 0.0])
+def test_the_report_ranks_as_the_library_does(run_folder: Path, share: float) -> None:
+    sets = {n: drawn(m, 60, spread=3) for n, m in (("a", 0), ("b", 1), ("c", 1.2))}
+    for r in sets.values():
+        r.exact[np.arange(60) >= 60 * share] = np.nan
+    run = made(run_folder, sets, {"evil": (2,), "humor": (0, 1)}, own_share=share)
+    for standing in screened(run).standings:
+        found = ranking(run, standing.trait)
+        assert (standing.sets, standing.differences) == (found.sets, found.differences)
+        assert standing.kind == {1.0: "difference", 0.5: "estimated", 0.0: "cheap"}[share]
 
 
 def test_scores_that_do_not_vary_have_bins(run_folder: Path) -> None:
@@ -550,6 +588,22 @@ def test_scores_that_do_not_vary_have_bins(run_folder: Path) -> None:
     assert standing.counts["same"].sum() == 30
     assert standing.edges[0] < 3 < standing.edges[-1]
     words(report(run))
+
+
+def test_the_table_tells_each_set_from_the_next(run_folder: Path) -> None:
+    run = made(run_folder, {"c": drawn(0), "a": drawn(5), "b": drawn(4.2)})
+    found = ranking(run, "evil")
+    form = form_of([r.score.mean for r in found.sets])
+    first, second = found.neighbours
+    assert 1e-4 < first.p_value < 1e-2, "the control: one p is written out"
+    assert second.p_value < 1e-4, "and one is not"
+    p_values = (f"{first.p_value:.2g}", "< 0.0001", "-")
+    differences = [told(Estimate(d.difference, d.low, d.high), form) for d in found.neighbours]
+    rows = [
+        cells(r.name, r.place, r.place, said_of(r.score, form), difference, p, 40, 40, 0)
+        for r, difference, p in zip(found.sets, (*differences, "-"), p_values, strict=True)
+    ]
+    assert "".join(rows) in told_by(run)
 
 
 # What verdicts say
@@ -575,10 +629,10 @@ def test_a_verdict_tells_what_the_highest_set_is_ahead_of(run_folder: Path, tmp_
     by_name = {(d.first, d.second): d for d in ranking(apart, "evil").differences}
     d = by_name["a", "normal"]
     over = told(Estimate(d.difference, d.low, d.high), form_of([r.score.mean for r in ranking(apart, "evil").sets]))
-    said = screen_verdict(apart)
-    assert f"; ahead of all 2 other sets ({over} over the reference, normal)." in said
+    verdict = screen_verdict(apart)
+    assert f"; ahead of all 2 other sets ({over} over the reference, normal)." in verdict
     counts = load_flags(apart).counts  # type: ignore[union-attr]
-    assert said.endswith(
+    assert verdict.endswith(
         "Flagged, at a rate of at most 10 % of new rows like those of normal for the trait: "
         f"{counts['a'].flagged} of 40 rows of a and {counts['mid'].flagged} of 40 rows of mid."
     )
@@ -591,10 +645,10 @@ def test_of_many_traits_a_verdict_tells_those_that_tell_most(run_folder: Path) -
     run = made(run_folder, {"a": drawn(5), "b": drawn(0)}, traits)
     for path in (p for n in run.sets for p in run.shards(n)):
         rewrite(path, {"own/flat/0": 7.0 - np.sin(np.arange(40))[:16]})
-    said = screen_verdict(run)
-    assert "flat" not in said
-    assert all(f"{t}: " in said for t in ("evil", "humor", "apathy"))
-    assert "1 other trait with smaller differences: see the report." in said
+    verdict = screen_verdict(run)
+    assert "flat" not in verdict
+    assert all(f"{t}: " in verdict for t in ("evil", "humor", "apathy"))
+    assert "1 other trait with smaller differences: see the report." in verdict
 
 
 def rewrite(path: Path, columns: Mapping[str, np.ndarray]) -> None:
@@ -616,21 +670,38 @@ def test_where_a_part_has_own_answers_the_mean_is_an_estimate(run_folder: Path) 
     standing = screened(run).standings[0]
     assert standing.kind == "estimated"
     assert {r.score.method for r in standing.sets} == {"regression"}
-    assert f"a has the highest mean {DIFFERENCE} (estimated: own answers to 50 % of the prompts), " in screen_verdict(run)
-    text = words(report(run))
+    assert f"a has the highest mean {DIFFERENCE} (estimated: 50 % of the rows have an own answer), " in screen_verdict(run)
+    text = told_by(run)
     assert "<th>with own answer</th>" in text
     assert "<td>120</td><td>60</td><td>120</td><td>0</td>" in text
-    assert "rows are scored by that alone" in text
+    assert f"Rows are scored by their {CHEAP}." in text
     np.testing.assert_array_equal(standing.counts["a"].sum(), 120)
     assert panels(row_histograms(run, "evil"))[-1].get_xlabel() == f"{CHEAP} (residual-stream units)"
     assert f"line {run.extremes[0].place}: {CHEAP} " in text
 
 
-def test_several_layers_show_the_first_and_say_so(run_folder: Path) -> None:
+def test_where_a_row_has_no_own_answer_the_mean_is_an_estimate_though_all_were_asked_for(run_folder: Path) -> None:
+    rows = drawn(3)
+    rows.exact[5] = np.nan
+    run = made(run_folder, {"a": rows, "b": drawn(0)})
+    assert screened(run).standings[0].kind == "estimated"
+    assert "(estimated: 98.8 % of the rows have an own answer)" in screen_verdict(run)
+    text = told_by(run)
+    assert f"Rows are scored by their {DIFFERENCE}." in text
+    assert "<td>40</td><td>39</td><td>40</td><td>0</td>" in text
+    assert screened(run).standings[0].counts["a"].sum() == 39
+
+
+def test_of_several_layers_the_most_reliable_is_shown(run_folder: Path) -> None:
     run = made(run_folder, {"a": drawn(1), "b": drawn(2)}, {"evil": (0, 1), "humor": (1,)})
-    assert [s.layer for s in screened(run).standings] == [0, 1]
-    text = words(report(run))
-    assert "evil was read at several layers; the first is shown." in text
+    standing = screened(run).standings[0]
+    assert standing.layer == 1
+    assert standing.sets == ranking(run, "evil", layer=1).sets != ranking(run, "evil", layer=0).sets
+    text = told_by(run)
+    assert "evil was read at several layers; the most reliable one is shown." in text
+    assert "blocks.1.hook_resid_post, residual-stream units" in text
+    flag(run, "a", rate=0.1)
+    assert "<td>evil</td><td>blocks.1.hook_resid_post</td>" in told_by(run)
 
 
 # Beside the scores
@@ -643,7 +714,7 @@ def rivalled(out: Path, **more: Any) -> ScreenRun:
         judge = r.exact + rng.normal(0, 1, 40)
         judge[:3] = np.nan
         rivals = {"judge: evil": judge, "text: humor": rng.normal(size=40), HOSTILE: np.full(40, np.nan)}
-        sets[f"s{i}"] = replace(r, rivals=rivals, tokens=tuple(int(x) for x in 50 - 3 * i + 4 * r.exact + rng.normal(0, 1, 40)))
+        sets[f"s{i}"] = replace(r, rivals=rivals, tokens=tuple(int(x) for x in 80 - 9 * i + 4 * r.exact + rng.normal(0, 1, 40)))
     return made(out, sets, {"evil": (2,), "humor": (1,)}, **more)
 
 
@@ -653,7 +724,7 @@ def test_rivals_and_length_stand_beside_the_scores(run_folder: Path) -> None:
     found = screened(run)
     assert set(found.beside["evil"]["s0"]) == {"judge: evil", HOSTILE, LENGTH}
     assert set(found.beside["humor"]["s0"]) == {"text: humor", HOSTILE, LENGTH}
-    text = words(report(run))
+    text = told_by(run)
     assert head("data set", "rows", "judge: evil: mean", "rho", f"{SEEN}: mean", "rho", "length in tokens: mean", "rho") in text
     scores, judge, tokens = run.scores("s3", "evil"), run.rival("s3", "judge: evil"), run.tokens("s3")
     rho = [spearmanr(scores, x, nan_policy="omit").statistic for x in (judge, tokens)]
@@ -664,8 +735,7 @@ def test_rivals_and_length_stand_beside_the_scores(run_folder: Path) -> None:
     means = [[np.nanmean(x) for x in (run.rival(n, "judge: evil"), run.tokens(n))] for n in order]
     scored = [r.score.mean for r in ranking(run, "evil").sets]
     over = [spearmanr(scored, column).statistic for column in zip(*means, strict=True)]
-    star = " *" * bool(abs(over[1]) > abs(over[0]))
-    assert cells(f"all 6 sets{star}", "-", "-", f"{over[0]:+.2f}", "-", "-", "-", f"{over[1]:+.2f}") in text
+    assert cells("all 6 sets", "-", "-", f"{over[0]:+.2f}", "-", "-", "-", f"{over[1]:+.2f}") in text
     assert "it may explain them" in text
 
 
@@ -674,13 +744,37 @@ def test_length_is_pointed_out_only_where_it_goes_with_the_scores_more_than_any_
     order = np.argsort(np.argsort(r.exact))
     close = replace(r, rivals={"judge: evil": r.exact}, tokens=tuple(int(x) for x in 10 + order + 7 * (np.arange(40) % 2)))
     run = made(run_folder, {"close": close, "b": replace(drawn(2), rivals={"judge: evil": drawn(2).exact})})
-    assert "it may explain them" not in words(report(run))
+    assert "it may explain them" not in told_by(run)
     alone = made(tmp_path / "alone", {"close": replace(close, rivals={}), "b": drawn(2)})
-    assert "<td>close *</td>" in words(report(alone))
+    text = told_by(alone)
+    assert "<td>close *</td>" in text
+    assert "all 2 sets" not in text, "too few for a correlation"
     weak = replace(close, rivals={}, tokens=tuple(int(x) for x in 100 + np.random.default_rng(0).permutation(40)))
     run = made(tmp_path / "weak", {"close": weak, "b": replace(weak, exact=weak.exact + 1)})
     assert abs(screened(run).beside["evil"]["close"][LENGTH].rho) < 0.3, "the control"
-    assert "*</td>" not in words(report(run))
+    assert "*</td>" not in told_by(run)
+
+
+def test_predictions_stand_in_the_ranking_with_their_intervals(run_folder: Path) -> None:
+    families = "abcdefgh"
+    sets = {f"{f}-{level}": drawn(3 * j + i / 4, seed=i) for i, f in enumerate(families) for j, level in enumerate(("I", "II"))}
+    run = made(run_folder, {**sets, "new-I": drawn(2.5), "far-I": drawn(90)})
+    assert "predicted" not in told_by(run)
+    scores = {r.name: r.score.mean for r in ranking(run, "evil").sets}
+    found = predict(run, {"evil": {n: 20 + 10 * scores[n] + (-1) ** i for i, n in enumerate(sets)}})["evil"]
+    assert found["far-I"].extrapolated, "the control"
+    text = told_by(run)
+    said = {n: told(Estimate(p.value, p.low, p.high), "z.0f") for n, p in found.items()}
+    assert "[" in said["new-I"]
+    assert f"<td>0</td><td>{said['new-I']}</td></tr>" in text
+    assert f"<td>0</td><td>{said['far-I']} (extrapolated)</td></tr>" in text
+    assert text.count("<td>0</td><td>-</td></tr>") == len(sets)
+    assert "nothing says that the prediction holds" in text
+    assert "Without interval" not in text
+    few = [n for n in sets if n[0] in "abc"]
+    predict(run, {"evil": {n: 20 + 10 * scores[n] for n in few}})
+    text = told_by(run)
+    assert "Without interval: an interval takes at least 5 families of known data sets, not 3." in text
 
 
 # Rows
@@ -703,7 +797,7 @@ def test_samples_are_shown_in_full_and_cannot_act(run_folder: Path) -> None:
 def test_more_text_than_a_page_can_hold_is_cut_and_told(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("persona_lens.reports.screened_rows.BUDGET", 200_000)
     run = made(run_folder, {"a": replace(drawn(1), text="y" * 9_000), "b": drawn(0)})
-    page = words(report(run))
+    page = told_by(run)
     chats = 2 * 20
     assert "y" * (200_000 // chats) in page
     assert "y" * (200_000 // chats + 1) not in page
@@ -712,19 +806,20 @@ def test_more_text_than_a_page_can_hold_is_cut_and_told(run_folder: Path, monkey
 
 def test_skipped_rows_are_counted_by_reason_and_the_first_told_with_their_places(run_folder: Path) -> None:
     reasons = [None] * 70
-    for i in range(0, 60, 2):
+    for i in range(2, 62, 2):
         reasons[i] = f"message {i} is empty"
-    reasons[61], reasons[63] = "unknown role '<i>\u202e'", "nested too deeply"
+    reasons[0], reasons[63] = "unknown role '<i>\u202e'", "nested too deeply"
     gone = np.array([r is not None for r in reasons])
     rows = drawn(1, 70)
     rows.exact[gone] = rows.cheap[gone] = np.nan
     run = made(run_folder, {"a": replace(rows, reasons=tuple(reasons)), "b": drawn(0)})
-    text = words(report(run))
+    text = told_by(run)
     assert "Screened 78 rows of 2 data sets; 32 rows could not be screened." in text
-    assert cells("a", 70, 30, "message \u2026 is empty") in text
-    assert cells("a", 70, 1, "unknown role '<i>⟨U+202E⟩'") in text
+    most, least = cells("a", 70, 30, "message \u2026 is empty"), cells("a", 70, 1, "unknown role '<i>⟨U+202E⟩'")
+    assert f"{most}{least}" in text, "the most frequent reason first, though it comes later"
     assert cells("a", 70, 1, "nested too deeply") in text
     assert "a: skipped rows, the first 20 of 32" in text
+    assert cells("line 1", "unknown role '<i>⟨U+202E⟩'") in text
     assert cells("line 39", "message 38 is empty") in text
     assert cells("line 41", "message 40 is empty") not in text
     assert "in the Parquet files" in text
@@ -736,7 +831,7 @@ def test_a_set_with_many_reasons_names_the_first_and_counts_the_rest(run_folder:
     rows = drawn(1, 60)
     rows.exact[:14] = rows.cheap[:14] = np.nan
     run = made(run_folder, {"a": replace(rows, reasons=reasons, unit="row")})
-    text = words(report(run))
+    text = told_by(run)
     assert cells("a", 60, 4, "4 other reasons") in text
     assert cells("a", 60, 1, "unknown role 'j'") in text
     assert cells("row 14", "unknown role 'n'") in text
@@ -745,17 +840,19 @@ def test_a_set_with_many_reasons_names_the_first_and_counts_the_rest(run_folder:
 
 def test_flags_of_several_traits_with_a_judge(run_folder: Path) -> None:
     sets = {}
-    for i, n in enumerate(("bad", "normal", HOSTILE)):
-        r = drawn((4, 0, 1)[i], 60, seed=i)
+    for i, n in enumerate((HOSTILE, "normal", "bad")):
+        r = drawn((1, 0, 4)[i], 60, seed=i)
         sets[n] = replace(r, rivals={"judge: evil": np.where(r.exact > 3, 80.0, 10.0)})
     run = made(run_folder, sets, {"evil": (2,), "humor": (1,)})
     flags = flag(run, "normal", rate=0.1)
-    text = words(report(run))
+    text = told_by(run)
     counted = flags.counts["bad"]
     by_trait = [counted.by_trait[t] for t in ("evil", "humor")]
     assert by_trait[0] > 0
     assert head("data set", "rows", "flagged", "share", "evil", "humor") in text
-    assert cells("bad", 60, counted.flagged, f"{100 * counted.flagged / 60:.3g} %", *by_trait) in text
+    first = cells("bad", 60, counted.flagged, f"{100 * counted.flagged / 60:.3g} %", *by_trait)
+    assert f"{first}<tr><td>{SEEN}</td><td>60</td>" in text, "the set with the largest share first, though it was given last"
+    assert f"for all traits together: {counted.flagged} of 60 rows of bad and " in screen_verdict(run)
     a = flags.agreements["bad"]["evil"]
     kappa = told(Estimate(a.kappa, a.low, a.high))
     shares = [f"{100 * x:.3g} %" for x in (a.judged_found, a.flagged_found)]
@@ -764,11 +861,26 @@ def test_flags_of_several_traits_with_a_judge(run_folder: Path) -> None:
     for trait, limit in flags.thresholds.items():
         value = f"{limit.value:{form_of([t.value for t in flags.thresholds.values()])}}"
         assert f"<td>{trait}</td><td>blocks.{run.layers[trait][0]}.hook_resid_post</td><td>{value}</td><td>10 %</td>" in text
-    assert f"<td>{SEEN}</td><td>60</td>" in text
+
+
+def test_flagged_samples_are_shown_with_why_and_cannot_act(run_folder: Path) -> None:
+    run = made(run_folder, {"bad": drawn(4), HOSTILE: drawn(0)})
+    chats = [
+        [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": f"{HOSTILE} one and the same"}] for _ in range(40)
+    ]
+    flags = flag(run, HOSTILE, rate=0.1, data={"bad": chats, HOSTILE: chats})
+    (shown,) = flags.shown
+    assert HOSTILE in shown.why, "the control"
+    text = told_by(run)
+    why = escape(visible(shown.why))
+    assert f"<b>line {shown.place}: {why} (p {shown.p_value:.2g}), one of {flags.counts['bad'].flagged} near copies</b>" in text
+    assert f"{SEEN} one and the same</div>" in text
+    assert "<summary>bad: 1 sample, the most unusual first</summary>" in text
+    assert cells("bad", 40, flags.counts["bad"].flagged, f"{100 * flags.counts['bad'].flagged / 40:.3g} %", 1) in text
 
 
 def test_nothing_flagged_says_what_it_takes(run_folder: Path) -> None:
-    text = words(report(made(run_folder, {"a": drawn(1), "b": drawn(0)})))
+    text = told_by(made(run_folder, {"a": drawn(1), "b": drawn(0)}))
     assert "Nothing was flagged: that needs a set that is known to be harmless (a reference)." in text
     assert "Agreement with the judge" not in text
 
@@ -776,12 +888,15 @@ def test_nothing_flagged_says_what_it_takes(run_folder: Path) -> None:
 # Files
 
 
-def test_a_trait_with_a_hostile_name_has_figures_of_its_own(run_folder: Path) -> None:
+def test_a_trait_with_a_hostile_name_has_figures_of_its_own(run_folder: Path, tmp_path: Path) -> None:
     run = made(run_folder, {"a": drawn(1), "b": drawn(0)}, {"../../x y": (1,), "\u202e<i>": (2,), "": (0,)})
     text = words(report(run))
     names = sorted(p.name for p in (run_folder / "figures").iterdir())
     assert names == ["ranking.png", "rows-1-x-y.png", "rows-2-i.png", "rows-3.png", "signals.png", "traits.png"]
     assert "<h2>⟨U+202E⟩&lt;i&gt;</h2>" in text
+    long = made(tmp_path / "long", {"a": drawn(1), "b": drawn(0)}, {"x" * 80: (1,), "evil": (2,)})
+    titles = [ax.get_title() for ax in panels(set_ranking(long))]
+    assert titles == ["x" * 35 + "\u2026,\nblocks.1.hook_resid_post", "evil, blocks.2.hook_resid_post"]
 
 
 def test_everything_is_read_once(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

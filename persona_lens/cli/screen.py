@@ -1,7 +1,7 @@
 """`persona-lens screen`: which data sets, and which samples in them, would change the persona of a model trained on them."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -46,7 +46,9 @@ def screen(
     engine: Annotated[str, typer.Option(help='"local" or "ray".')] = "local",
     workers: Annotated[int, typer.Option(min=1, help="With ray: models side by side.")] = 2,
     cpus: Annotated[int, typer.Option(min=1, help="With ray: threads of each.")] = 1,
-    gpus: Annotated[float, typer.Option(min=0, help="With ray: GPUs of each.")] = 0.0,
+    gpus: Annotated[
+        float | None, typer.Option(min=0, help="With ray: GPUs of each. Default: 1 where the model is on a GPU.")
+    ] = None,
     address: Annotated[str | None, typer.Option(help='With ray: a running cluster ("auto" finds one).')] = None,
     split: Annotated[str | None, typer.Option(help="Of data sets that have several.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest own answer, in tokens.")] = 300,
@@ -70,20 +72,23 @@ def screen(
 
     named = _named(data)
     _require_known("set", reference, named)
-    outcomes = _outcomes(known, named) if known else {}
+    directions = [vectors_of(path) for path in vectors]
+    outcomes = _outcomes(known, named, [v.trait for v in directions]) if known else {}
     loaded = load_model(model, device=device)
     settings = ScreenSettings(
         own_share=own_share, max_new_tokens=max_new_tokens, max_tokens=max_tokens, gradient=gradient, perplexity=perplexity,
         shard_rows=shard_rows, seed=seed,
     )  # fmt: skip
     run = run_screening(
-        loaded, named, [vectors_of(path) for path in vectors], layers=_layers(layer), settings=settings, strict=strict, out=out,
+        loaded, named, directions, layers=_layers(layer), settings=settings, strict=strict, out=out,
         rivals=[*_judges(judge, vectors, loaded), *(_classifiers(vectors) if text else [])], split=split,
         engine=_engine(engine, workers, cpus, gpus, address), answers=load_screen(answers) if answers else None,
     )  # fmt: skip
-    flagged = flag(run, reference, rate=rate, data=named, split=split) if reference else None
-    predictions = predict(run, outcomes) if outcomes else {}
-    page = report(run)
+    try:
+        flagged = flag(run, reference, rate=rate, data=named, split=split) if reference else None
+        predictions = predict(run, outcomes) if outcomes else {}
+    finally:
+        page = report(run)  # of what was scored, also where a rate or known sets do not suffice
     lines = [*(line for name in run.sets for line in _skipped(run, name)), screen_verdict(run), f"Scores in {run.path / 'sets'}"]
     record = {
         "folder": str(run.path),
@@ -111,20 +116,21 @@ def _named(data: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def _require_known(what: str, name: str | None, known: Mapping[str, Any]) -> None:
+def _require_known(what: str, name: str | None, known: Iterable[str]) -> None:
     from persona_lens.errors import UnknownNameError
 
     if name is not None and name not in known:
         raise UnknownNameError(what, name, list(known))
 
 
-def _outcomes(path: Path, named: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+def _outcomes(path: Path, named: Mapping[str, Any], traits: Sequence[str]) -> dict[str, dict[str, float]]:
     """Trait scores after finetuning, by trait and set."""
     from persona_lens.errors import ScreeningError
     from persona_lens.store import read_json
 
     found = read_json(path)
     for trait, sets in found.items():
+        _require_known("trait", trait, traits)
         if not isinstance(sets, dict) or not all(isinstance(v, int | float) for v in sets.values()):
             raise ScreeningError(f'{path}: {trait} holds no scores by set; expected {{"evil": {{"name of a set": 34.5}}}}')
         for name in sets:
@@ -161,7 +167,7 @@ def _classifiers(vectors: Sequence[Path]) -> "list[Rival]":
     return [classifier_of(load_run(path)) for path in vectors]
 
 
-def _engine(name: str, workers: int, cpus: int, gpus: float, address: str | None) -> "Engine":
+def _engine(name: str, workers: int, cpus: int, gpus: float | None, address: str | None) -> "Engine":
     from persona_lens.errors import UnknownNameError
     from persona_lens.screening import local, on_ray
 
@@ -173,11 +179,14 @@ def _engine(name: str, workers: int, cpus: int, gpus: float, address: str | None
 def _skipped(run: "ScreenRun", name: str) -> list[str]:
     """What was skipped in a set, with its place; the first few."""
     counts = run.record["sets"][name]
+    exact = run.manifest["arguments"]["settings"]["own_share"] == 1
+    without = f"{counts['unanswered']} rows are not ranked or flagged: their prompts leave no room for an own answer"
+    told = [f"{printable(name)}: {without}"] if exact and counts["unanswered"] else []
     if not counts["skipped"]:
-        return []
+        return told
     first = run.skipped(name)[:TOLD]
     lines = [f"{printable(name)}: {counts['unit']} {s.place} skipped: {printable(s.reason)}" for s in first]
-    return [*lines, f"{printable(name)}: {counts['skipped']} of {counts['rows']} rows skipped"]
+    return [*told, *lines, f"{printable(name)}: {counts['skipped']} of {counts['rows']} rows skipped"]
 
 
 def _places(run: "ScreenRun", trait: str) -> list[dict[str, Any]]:

@@ -10,21 +10,19 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal
+from typing import Final, Literal
 
 import numpy as np
 from jaxtyping import Float, Int
 from scipy.stats import rankdata
 
+from persona_lens.screening.calibration import Predicted
 from persona_lens.screening.files import read_columns
 from persona_lens.screening.flagging import Flags, load_flags
-from persona_lens.screening.ranking import load_predictions, row_scores
-from persona_lens.screening.run import ScreenRun
+from persona_lens.screening.ranking import load_predictions, scored_by
+from persona_lens.screening.run import ScreenRun, Signal
 from persona_lens.screening.sets import Difference, Ranked, RowScores, SetScore, rank_sets, set_score
 from persona_lens.transcripts import Skipped
-
-if TYPE_CHECKING:
-    from persona_lens.screening.calibration import Predicted
 
 Kind = Literal["difference", "estimated", "cheap"]
 SAID: Final[Mapping[Kind, str]] = {
@@ -45,9 +43,9 @@ class Standing:
     """A trait over the data sets.
 
     Attributes:
-        layer: the first one it was read at, as of extreme and flagged samples.
-        kind: what sets are scored by: the mean projection difference, its estimate where own answers were made to a part of the
-            prompts, or the mean of the cheap scores where there are none.
+        layer: where the trait was read; of several the most reliable one, as of extreme and flagged samples.
+        kind: what sets are scored by: the mean projection difference, its estimate where only a part of the rows has an own answer,
+            or the mean of the cheap scores where there are too few (see `ranking.scored_by`).
         sets: from the highest to the lowest; `differences`: of all pairs.
         unscored: why a set has no place, by its name.
         edges: of the bins of the rows' scores, in residual-stream units.
@@ -123,7 +121,8 @@ class Screened:
 
     @cached_property
     def standings(self) -> tuple[Standing, ...]:
-        return tuple(_standing(self.run, trait) for trait in self.run.traits)
+        by = scored_by(self.run)
+        return tuple(_standing(self.run, trait, by) for trait in self.run.traits)
 
     @cached_property
     def flags(self) -> Flags | None:
@@ -140,7 +139,7 @@ class Screened:
         return {name: _skips(self.run, name) for name, n in self.run.record["sets"].items() if n["skipped"]}
 
     @cached_property
-    def predictions(self) -> "Mapping[str, Mapping[str, Predicted]]":
+    def predictions(self) -> Mapping[str, Mapping[str, Predicted]]:
         return load_predictions(self.run) or {}
 
     @cached_property
@@ -188,43 +187,46 @@ def spearman(a: Float[np.ndarray, " row"], b: Float[np.ndarray, " row"]) -> tupl
 
 @dataclass(frozen=True, eq=False)
 class _Rows:
-    """A set's scores for a trait; `exact` is None where no own answer was made."""
+    """A set's scores for a trait, and those it is ranked by."""
 
-    scores: RowScores
-    exact: Float[np.ndarray, " row"] | None
+    exact: Float[np.ndarray, " row"]
     cheap: Float[np.ndarray, " row"]
+    ranked: RowScores
+
+    def both(self) -> tuple[SetScore, SetScore]:
+        """Mean exact and mean cheap score over the rows that have both."""
+        has = np.isfinite(self.exact)
+        prompts = np.asarray(self.ranked.prompts)[has]
+        return set_score(self.exact[has], prompts=prompts), set_score(self.cheap[has], prompts=prompts)
 
 
-def _rows(run: ScreenRun, name: str, trait: str, layer: int) -> _Rows:
-    scores = row_scores(run, name, trait, layer=layer)
-    if scores.cheap is not None:
-        return _Rows(scores, scores.exact, scores.cheap)
-    if not np.isfinite(run.column(name, f"own/{trait}/{layer}")).any():
-        return _Rows(scores, None, scores.exact)
-    return _Rows(scores, scores.exact, run.scores(name, trait, "cheap", layer=layer).astype(np.float64))
+def _rows(run: ScreenRun, name: str, trait: str, by: Signal) -> _Rows:
+    """As `ranking.row_scores`, but what sets are scored by is found out once, not for every set."""
+    exact, cheap = (run.scores(name, trait, signal).astype(np.float64) for signal in ("difference", "cheap"))
+    prompts = run.prompts(name)
+    if by == "cheap":
+        return _Rows(exact, cheap, RowScores(cheap, None, prompts))
+    part = bool((np.isnan(exact) & np.isfinite(cheap)).any())
+    return _Rows(exact, cheap, RowScores(exact, cheap if part else None, prompts))
 
 
-def _standing(run: ScreenRun, trait: str) -> Standing:
-    layer = run.layers[trait][0]
-    rows = {name: _rows(run, name, trait, layer) for name in run.sets}
-    exact = any(r.exact is not None for r in rows.values())
-    unscored = {name: why for name, r in rows.items() if (why := _why_not(r, exact))}
-    sets, differences = _ranked({name: r.scores for name, r in rows.items() if name not in unscored})
-    whole = run.manifest["arguments"]["settings"]["own_share"] == 1
+def _standing(run: ScreenRun, trait: str, by: Signal) -> Standing:
+    rows = {name: _rows(run, name, trait, by) for name in run.sets}
+    unscored = {name: why for name, r in rows.items() if (why := _why_not(r.ranked))}
+    sets, differences = _ranked({name: r.ranked for name, r in rows.items() if name not in unscored})
     values = {name: r.exact if run.signal == "difference" else r.cheap for name, r in rows.items()}
-    edges, counts = _histograms({name: np.zeros(0) if v is None else v[np.isfinite(v)] for name, v in values.items()})
-    both = {name: _both(r.exact, r) for name, r in rows.items() if r.exact is not None and name not in unscored}
-    kind: Kind = ("difference" if whole else "estimated") if exact else "cheap"
-    return Standing(trait, layer, kind, sets, differences, unscored, edges, counts, both)
+    edges, counts = _histograms({name: v[np.isfinite(v)] for name, v in values.items()})
+    both = {name: r.both() for name, r in rows.items() if name not in unscored and np.isfinite(r.exact).any()}
+    part = any(r.score.method == "regression" for r in sets)
+    kind: Kind = "cheap" if by == "cheap" else "estimated" if part else "difference"
+    return Standing(trait, run.layer(trait), kind, sets, differences, unscored, edges, counts, both)
 
 
-def _why_not(rows: _Rows, exact: bool) -> str | None:
-    """Why a set cannot be ranked among the others; None where it can."""
-    if not np.isfinite(rows.scores.exact).any():
+def _why_not(scores: RowScores) -> str | None:
+    """Why a set cannot be ranked; None where it can."""
+    if not np.isfinite(scores.exact).any():
         return "no row has a score"
-    if exact and rows.exact is None:
-        return "none of its prompts has an own answer, so that its score would be of another kind: raise own_share"
-    infinite = np.isinf(rows.scores.exact).any() or (rows.scores.cheap is not None and np.isinf(rows.scores.cheap).any())
+    infinite = np.isinf(scores.exact).any() or (scores.cheap is not None and np.isinf(scores.cheap).any())
     return "some scores are infinite" if infinite else None
 
 
@@ -233,12 +235,6 @@ def _ranked(scores: Mapping[str, RowScores]) -> tuple[tuple[Ranked, ...], tuple[
         found = rank_sets(scores)
         return found.sets, found.differences
     return tuple(Ranked(n, set_score(s.exact, s.cheap, prompts=s.prompts), 1, 1, 1) for n, s in scores.items()), ()
-
-
-def _both(exact: Float[np.ndarray, " row"], rows: _Rows) -> tuple[SetScore, SetScore]:
-    has = np.isfinite(exact)
-    prompts = np.asarray(rows.scores.prompts)[has]
-    return set_score(exact[has], prompts=prompts), set_score(rows.cheap[has], prompts=prompts)
 
 
 def _histograms(
@@ -273,7 +269,7 @@ def _alike(counts: Mapping[str, int]) -> dict[str, int]:
 
 
 def _beside(run: ScreenRun, name: str, trait: str) -> dict[str, Beside]:
-    scores = run.scores(name, trait, run.signal, layer=run.layers[trait][0])
+    scores = run.scores(name, trait, run.signal)
     found = {rival: _compared(scores, run.rival(name, rival)) for rival in rivals_of(run, trait)}
     return found | {LENGTH: _compared(scores, run.tokens(name))}
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 PANELS: Final = 12  # traits of a figure
 CROSSED: Final = 6  # traits that are drawn against each other
+LONGEST: Final = 40  # characters of a panel's title
 UNITS: Final = "residual-stream units"
 
 
@@ -75,7 +76,7 @@ def _places(ax: Any, found: Screened, standing: Standing) -> None:
     ax.tick_params(axis="y", length=0)
     ax.set_ylim(max(len(lines), 1) - 0.5, -0.5)
     ax.margins(x=0.06)
-    ax.set_title(f"{printed(standing.trait)}, {hook_name(standing.layer)}", fontsize=9)
+    ax.set_title(_heading(standing), fontsize=9)
     ax.set_xlabel(f"mean {SAID[standing.kind]}\n({UNITS})", fontsize=8)
     ax.tick_params(axis="x", labelsize=8)
     if not lines:
@@ -212,7 +213,7 @@ def signal_scatter(run: ScreenRun | Screened) -> "Figure":
         exact, cheap = np.array([[s.mean for s in pair] for pair in standing.both.values()]).T
         rho, n = spearman(cheap, exact)
         order = f"\nSpearman {rho:+.2f} over {n} sets" if np.isfinite(rho) else ""
-        ax.set_title(f"{printed(standing.trait)}, {hook_name(standing.layer)}{order}", fontsize=8)
+        ax.set_title(_heading(standing) + order, fontsize=8)
         ax.set_xlabel("minus the last prompt token's", fontsize=8)
     for ax in axes[::columns]:
         ax.set_ylabel("minus the own answer's", fontsize=8)
@@ -223,13 +224,13 @@ def signal_scatter(run: ScreenRun | Screened) -> "Figure":
 
 
 def screening_figures(run: ScreenRun | Screened) -> dict[str, "Figure"]:
-    """What a report shows: the ranking, rows by trait, and scatters where there is something to draw."""
+    """What a report shows: the ranking, rows by trait, and scatters where there are sets to compare."""
     found = screened(run)
     figures = {"ranking": set_ranking(found)}
     figures |= {histogram_name(i, s.trait): row_histograms(found, s.trait) for i, s in enumerate(found.standings)}
-    if len(found.standings) > 1:
+    if len(found.standings) > 1 and any(len(s.sets) > 1 for s in found.standings):
         figures["traits"] = set_scatter(found)
-    if any(s.both for s in found.standings):
+    if any(len(s.both) > 1 for s in found.standings):
         figures["signals"] = signal_scatter(found)
     return figures
 
@@ -275,6 +276,12 @@ def _names(figure: Any, found: Screened, named: Mapping[str, tuple[str, str]]) -
         handles.append(_line(color=PALE, marker=".", ls="", ms=5))
         texts.append(f"{others} more sets")
     _legend(figure, handles, texts)
+
+
+def _heading(standing: Standing) -> str:
+    """A trait and where it was read, in two lines where one is too long."""
+    parts = printed(standing.trait), hook_name(standing.layer)
+    return (", " if sum(map(len, parts)) <= LONGEST else ",\n").join(parts)
 
 
 def _ends(score: SetScore) -> Any:

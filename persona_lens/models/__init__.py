@@ -2,7 +2,7 @@
 
 from persona_lens.models.chat_model import ChatModel, Message
 from persona_lens.models.conversing import converse_tokens
-from persona_lens.models.dialogue import Dialogue, Interval, continuation, dialogue, message_spans
+from persona_lens.models.dialogue import Dialogue, Interval, continuation, dialogue, last_answer, message_spans
 from persona_lens.models.fingerprint import Fingerprint
 from persona_lens.models.generation import EndReason, Generated, Sampling, generate_tokens, uniforms
 from persona_lens.models.loading import ADAPTER_CONFIG, ADAPTER_WEIGHTS, load_model, require_adapter
@@ -27,6 +27,7 @@ __all__ = [
     "earlier_tokens",
     "forward_pass",
     "generate_tokens",
+    "last_answer",
     "load_model",
     "message_spans",
     "require_adapter",

@@ -86,6 +86,21 @@ def _difference(ids: Sequence[int], without: Sequence[int]) -> Interval:
     return start, len(ids) - same
 
 
+def last_answer(model: "ChatModel", messages: Sequence["Message"]) -> Dialogue:
+    """A conversation that ends with an answer, with the place of that answer alone: two renderings, however long it is.
+
+    Raises:
+        ValueError: that answer has no tokens or a stop token in its text, or a template that rewrites what it rendered before.
+    """
+    number = sum(m["role"] == "assistant" for m in messages)
+    _require_no_stop(model, messages[-1]["content"], number)
+    before, after = model.render(messages[:-1]), model.render(messages, answered=True)
+    start, stop = _answer(model, after, len(before), number, last=True)
+    if after[: len(before)] != before:
+        raise ValueError(_rewritten(model, number))
+    return Dialogue(tuple(after[:stop]), ((start, stop),))
+
+
 def continuation(model: "ChatModel", messages: Sequence["Message"], message: "Message") -> tuple[int, ...]:
     """Token ids between the last answer of a conversation and the next one, when a message is said in between.
 

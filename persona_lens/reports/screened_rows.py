@@ -97,12 +97,11 @@ def flag_parts(found: Screened) -> list[str]:
 
 
 def _threshold_table(found: Screened, flags: Flags) -> str:
-    layers = found.run.layers
     form = form_of([t.value for t in flags.thresholds.values()])
     rows = [
         (
             short(trait),
-            hook_name(layers[trait][0]),
+            hook_name(found.run.layer(trait)),
             number(t.value, form),
             f"{100 * t.rate:g} %",
             f"{_percent(t.low)} to {_percent(t.high)}",
@@ -156,7 +155,7 @@ def _flagged_samples(found: Screened, flags: Flags) -> list[str]:
 
 
 def _why(found: Screened, x: FlaggedSample) -> str:
-    copies = f", with {count(x.copies - 1, 'near copy')}".replace("copys", "copies") if x.copies > 1 else ""
+    copies = f", one of {x.copies:,} near copies" if x.copies > 1 else ""
     return f"{_place(found, x.set, x.place)}: {short(x.why, 300)} (p {x.p_value:.2g}){copies}"
 
 

@@ -16,6 +16,7 @@ from persona_lens.figures.screening import histogram_name
 from persona_lens.monitoring.prediction import Estimate
 from persona_lens.reports.page import image, listed, number, page, provenance, short, table
 from persona_lens.reports.screened_rows import count, extreme_parts, flag_parts, form_of, named, skipped_parts, wide
+from persona_lens.screening.calibration import Predicted
 from persona_lens.screening.run import ScreenRun
 from persona_lens.screening.sets import LEAST_PROMPTS, Difference, Ranked, SetScore
 from persona_lens.vectors import hook_name
@@ -24,6 +25,7 @@ TOLD: Final = 3  # traits, and sets, that a verdict tells of one by one
 LEAST_SETS: Final = 5  # of a correlation over sets
 CLEAR: Final = 0.3  # a correlation with length from which on it is pointed out
 NO_INTERVAL: Final = f"no interval (it takes {LEAST_PROMPTS} different prompts, and scores that vary)"
+SLACK: Final = 1e-9  # correlations that differ by less are the same
 
 Line = tuple[dict[str, float], list[str]]  # correlations by rival, and the cells of a table
 
@@ -63,11 +65,16 @@ def _scored(score: SetScore, form: str) -> str:
     return told(Estimate(score.mean, score.low, score.high), form)
 
 
-def _what(found: Screened, standing: Standing) -> str:
+def _what(standing: Standing) -> str:
     """What sets are scored by; in full where it is estimated."""
-    share = found.run.manifest["arguments"]["settings"]["own_share"]
-    how = f" (estimated: own answers to {100 * share:g} % of the prompts)" if standing.kind == "estimated" else ""
+    how = f" (estimated: {100 * _answered(standing):.3g} % of the rows have an own answer)" if standing.kind == "estimated" else ""
     return SAID[standing.kind] + how
+
+
+def _answered(standing: Standing) -> float:
+    """Share of the rows that have an own answer."""
+    scores = [r.score for r in standing.sets]
+    return sum(s.exact for s in scores) / max(sum(s.rows for s in scores), 1)
 
 
 def _leading(found: Screened, standing: Standing) -> str:
@@ -77,9 +84,9 @@ def _leading(found: Screened, standing: Standing) -> str:
     first, form = standing.sets[0], _form(standing)
     mean = _scored(first.score, form)
     if len(standing.sets) == 1:
-        said = f"the mean {_what(found, standing)} of {short(first.name)} is {mean}"
+        said = f"the mean {_what(standing)} of {short(first.name)} is {mean}"
         return f"{said}; {_from_zero(standing, first.score)}"
-    said = f"{short(first.name)} has the highest mean {_what(found, standing)}, {mean}"
+    said = f"{short(first.name)} has the highest mean {_what(standing)}, {mean}"
     return f"{said}; {_ahead(standing, first)}{_against_one(found, standing, first, form)}"
 
 
@@ -151,23 +158,31 @@ def screen_page(run: ScreenRun | Screened, images: Mapping[str, bytes]) -> str:
 
 
 def _meaning(found: Screened) -> list[str]:
-    kind = found.standings[0].kind
-    share = found.run.manifest["arguments"]["settings"]["own_share"]
+    first = found.standings[0]
+    difference = (
+        "its mean projection difference: of the data's answers, minus that of the model's own greedy answers to the same prompts"
+    )
     how = {
-        "difference": "The score of a row is its projection difference: the mean projection of the data's answer minus that of the "
-        "model's own greedy answer to the same prompt.",
-        "estimated": f"The model answered {100 * share:g} % of the prompts itself, drawn at random. A set's score is its mean "
-        "projection difference (projection of the data's answer minus that of the model's own greedy answer), estimated with the "
-        f"help of all rows' {SAID['cheap']}; rows are scored by that alone.",
-        "cheap": f"There are no own answers: rows are scored by the {SAID['cheap']}, which says less about a set.",
-    }[kind]
+        "difference": f"A set's score is {difference}.",
+        "estimated": f"A set's score is {difference}. {100 * _answered(first):.3g} % of the rows have an own answer; the mean is "
+        f"estimated with the help of all rows' {SAID['cheap']}. Where few rows make the mean and that part misses them, the "
+        "interval is too short.",
+        "cheap": f"{_lacking(first)}: a set's score is its mean {SAID['cheap']}, which says less about it.",
+    }[first.kind]
     several = [t for t, layers in found.run.layers.items() if len(layers) > 1]
-    layers = f" {listed([short(t) for t in several])} was read at several layers; the first is shown." if several else ""
+    layers = (
+        f" {listed([short(t) for t in several])} was read at several layers; the most reliable one is shown." if several else ""
+    )
     text = (
-        f"{how} Intervals are 95 %, over prompts, for endless rows like these. Places a set may have, and p of differences, are "
-        f"corrected for all pairs of sets (Holm), not for the number of traits.{layers}"
+        f"{how} Rows are scored by their {SAID[found.rows]}. Intervals are 95 %, over prompts, for endless rows like these. Places "
+        "a set may have, and p of differences, are corrected for all pairs of sets (Holm), not for the number of "
+        f"traits.{layers}"
     )
     return [f"<p class='meta'>{escape(text)}</p>"]
+
+
+def _lacking(standing: Standing) -> str:
+    return "Not all sets have own answers to all of their prompts, or to enough" if standing.both else "There are no own answers"
 
 
 def _trait(found: Screened, standing: Standing, histogram: bytes) -> list[str]:
@@ -197,10 +212,28 @@ def _ranking_table(found: Screened, standing: Standing) -> str:
         row += [f"{s.exact:,}"] * estimated + [f"{s.prompts:,}", f"{found.run.record['sets'][ranked.name]['skipped']:,}"]
         if predicted:
             p = predicted.get(ranked.name)
-            row.append("-" if p is None else told(Estimate(p.value, p.low, p.high), "z.0f"))
+            row.append("-" if p is None else _foretold(p))
         rows.append(row)
     where = f"{hook_name(standing.layer)}, residual-stream units"
-    return f"<p class='meta'>{escape(where)}</p>{wide(table(head, rows))}"
+    return f"<p class='meta'>{escape(where)}</p>{wide(table(head, rows))}{_predicted(predicted)}"
+
+
+def _foretold(p: Predicted) -> str:
+    return told(Estimate(p.value, p.low, p.high), "z.0f") + (" (extrapolated)" if p.extrapolated else "")
+
+
+def _predicted(found: Mapping[str, Predicted]) -> str:
+    """What the predictions mean, and why some have no interval."""
+    if not found:
+        return ""
+    note = (
+        "Predicted score: of the trait (0-100) after finetuning on the set, from what finetuning on other sets did, with a 95 % "
+        "prediction interval for a set of a new family. Extrapolated: its score lies outside those of the known sets, and nothing "
+        "says that the prediction holds."
+    )
+    without = dict.fromkeys(p.reason for p in found.values() if p.reason)
+    note += f" Without interval: {'; '.join(without)}." if without else ""
+    return f"<p class='meta'>{escape(note)}</p>"
 
 
 def _may_be(ranked: Ranked) -> tuple[Any, str]:
@@ -268,6 +301,7 @@ def _over_sets(
 
 
 def _by_length(rho: Mapping[str, float]) -> bool:
-    """Whether the scores go with length, and no rival goes with them as closely."""
+    """Whether the scores go with length, and with no rival as closely."""
     size = {name: abs(r) for name, r in rho.items() if math.isfinite(r)}
-    return size.get(LENGTH, 0.0) >= max(CLEAR, *size.values()) if size else False
+    length = size.pop(LENGTH, 0.0)
+    return length >= CLEAR and all(length > r + SLACK for r in size.values())

@@ -1,9 +1,9 @@
 """What finetuning on a new data set will do, foretold from sets on which it was done (Chen et al. 2025, section 6).
 
-A line goes from a set's score (see `sets`) to the trait score after finetuning, or to the finetuning shift. The unit is the family of
-data sets: the same questions with ordinary, slightly and strongly wrong answers are no three independent cases. All families weigh
-the same, and the interval is for all sets of a new family: its length comes from the worst predicted set of each family, and from how
-the line moves when a family is left out.
+A line goes from a set's score (see `sets`) to the trait score after finetuning, or to the finetuning shift. The unit is the
+family of data sets: the same questions with ordinary, slightly and strongly wrong answers are no three independent cases. All
+families weigh the same, and the interval is for any set of a new family: its length comes from the worst predicted set of each
+family, and from how the line moves when a family is left out.
 """
 
 from dataclasses import dataclass
@@ -62,7 +62,7 @@ class Known:
             raise ScreeningError(f"all known data sets score {self.score[0]:g}: add sets with other scores")
         if self.bounds and not (self.bounds[0] <= self.outcome.min() and self.outcome.max() <= self.bounds[1]):
             raise ScreeningError(
-                f"outcomes from {self.outcome.min():g} to {self.outcome.max():g} lie beyond the bounds {self.bounds}: correct one of them"
+                f"outcomes from {self.outcome.min():g} to {self.outcome.max():g} lie beyond the bounds {self.bounds}: correct one"
             )
 
 
@@ -131,7 +131,7 @@ class ShiftCalibration:
             moved = self.intercepts + self.slopes * score - value
             line = (self.families - 1) / self.families * float((moved**2).sum())
             variance = self.spread**2 + line + (self.slope * half / NORMAL) ** 2
-            wide = float(student_t.ppf(LEVEL, self.families - 2)) * np.sqrt(variance)
+            wide = float(student_t.ppf(LEVEL, self.families - 2) * np.sqrt(variance))
         low, middle, high = (self._bounded(v) for v in (value - wide, value, value + wide))
         return Predicted(middle, low, high, not self.lowest <= score <= self.highest, reason)
 
@@ -149,7 +149,12 @@ class ShiftCalibration:
 def calibrate(known: Known) -> ShiftCalibration:
     """Fit the line from score to outcome, and how far a new family may lie from it.
 
-    Student's t with (families - 2) degrees of freedom. TODO
+    The interval is Student's with (families - 2) degrees of freedom; below five families there is none. Over 600 simulated
+    studies each of 5 to 25 families with one, two or three sets, in which all families move the trait or some do, more in strong
+    sets than in weak ones or alike, it holds the outcome of 94 % to 100 % of new sets, and of 94 % or more of the strongest sets
+    of new families. (With the mean square over a family's sets, instead of the worst one, it held 85 % of these.) It is long:
+    where other errors than the score's move outcomes by some 13 points, +- 70 points of 100 with five families and +- 40 with 13
+    or more.
     """
     labels, family = np.unique(np.array(known.families), return_inverse=True)
     n, x, y = len(labels), known.score.astype(np.float64), known.outcome.astype(np.float64)

@@ -56,7 +56,7 @@ def directions_of(model: ChatModel, vectors: Sequence[PersonaVectors], layers: L
                 raise ScreeningError(f"layer {layer} does not exist: {model.name} has layers 0 to {model.n_layers - 1}")
             if not v[layer].any():
                 raise ScreeningError(f"the {v.trait} vector has length 0 at layer {layer}: choose another layer")
-            found.append(Direction(v.trait, layer, v.unit(layer)))
+            found.append(Direction(v.trait, layer, v.unit(layer).float().cpu()))
     return tuple(found)
 
 
@@ -64,5 +64,10 @@ def _layers(v: PersonaVectors, layers: Layers | None) -> Sequence[int]:
     if layers == "all":
         return range(v.n_layers)
     if layers is None:
-        return [v.best_layer]
+        return [default_layer(v)]
     return [layers[v.trait] if isinstance(layers, Mapping) else int(layers)]
+
+
+def default_layer(v: PersonaVectors) -> int:
+    """Where a vector is most reliable; layers without a reliability do not count, unless all are."""
+    return int(v.reliability.nan_to_num(-2.0).argmax())

@@ -8,6 +8,7 @@ row of the data, with percentiles and reasons; the data itself is not changed.
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,7 +21,7 @@ from persona_lens.screening.agreement import Agreement, agreement
 from persona_lens.screening.duplicates import Groups, near_duplicates
 from persona_lens.screening.files import HEADER
 from persona_lens.screening.run import ScreenRun, Signal
-from persona_lens.screening.samples import Threshold, either, joint_p_values, p_values, percentiles, threshold
+from persona_lens.screening.samples import Threshold, either, joint_flags, joint_p_values, p_values, percentiles, threshold
 from persona_lens.screening.sources import Data, Source, open_data, read_places
 from persona_lens.store import read_json, write_atomically, write_json
 from persona_lens.transcripts import Transcript
@@ -94,7 +95,7 @@ def flag(
         reference: the set that is known to be harmless.
         rate: joint false-positive rate over all traits.
         signal: default: projection differences, or the cheap ones where not every row has its own answer.
-        traits: default: all. They are read at the first layer they were screened at.
+        traits: default: all. They are read where each vector is most reliable.
         data: the sets' data, to collapse near copies among the flagged and to show some.
         similarity: of near copies: shared word sequences (Jaccard).
         split: of data sets that have several.
@@ -107,8 +108,13 @@ def flag(
         raise UnknownNameError("data set", reference, run.sets)
     if data is not None and (missing := [n for n in run.sets if n != reference and n not in data]):
         raise ScreeningError(f"to show what is flagged, give the data of all sets; {missing[0]!r} is missing")
+    sources = {n: open_data(d, name=n, split=split) for n, d in (data or {}).items() if n in run.sets}
+    for name, source in sources.items():
+        if source.identity() != run.manifest["arguments"]["data"][name]:
+            raise ScreeningError(f"the data given for {name!r} is not what was screened: give that, or leave data out")
     study = _Study(run, reference, rate, signal or run.signal, tuple(traits or run.traits))
-    thresholds = {t: threshold(study.scores(reference)[t], rate, prompts=run.prompts(reference)) for t in study.traits}
+    thresholds = {t: threshold(study.known[t], rate, prompts=run.prompts(reference)) for t in study.traits}
+    (run.folder(reference) / "flags.parquet").unlink(missing_ok=True)  # of another reference
     counts: dict[str, FlagCount] = {}
     agreements: dict[str, dict[str, Agreement]] = {}
     shown: list[FlaggedSample] = []
@@ -118,7 +124,7 @@ def flag(
         found = study.flagged(name)
         groups = None
         if data is not None:
-            groups, samples = study.collapsed(found, open_data(data[name], name=name, split=split), similarity)
+            groups, samples = study.collapsed(found, sources[name], similarity)
             shown += samples
         _write(run.folder(name) / "flags.parquet", study.table(name, found, groups))
         by_trait = {t: int(found.unusual[t].sum()) for t in study.traits}
@@ -156,15 +162,20 @@ class _Study:
     signal: Signal
     traits: tuple[str, ...]
 
+    @cached_property
+    def known(self) -> dict[str, Float[np.ndarray, " row"]]:
+        """The reference's scores."""
+        return self.scores(self.reference)
+
     def scores(self, name: str) -> dict[str, Float[np.ndarray, " row"]]:
-        layers = self.run.layers
-        return {t: self.run.scores(name, t, self.signal, layer=layers[t][0]).astype(np.float64) for t in self.traits}
+        return {t: self.run.scores(name, t, self.signal).astype(np.float64) for t in self.traits}
 
     def flagged(self, name: str) -> _Found:
-        scores, known = self.scores(name), self.scores(self.reference)
-        joint = joint_p_values(scores, known, either)
-        each = np.stack([p_values(scores[t], known[t]) for t in self.traits])
-        flags = np.asarray(joint <= self.rate)
+        scores, known = self.scores(name), self.known
+        prompts = self.run.prompts(self.reference)
+        joint = joint_p_values(scores, known, either, prompts=prompts)
+        each = np.stack([p_values(scores[t], known[t], prompts=prompts) for t in self.traits])
+        flags = joint_flags(scores, known, self.rate, either, prompts=prompts)
         reached = each.min(0)[flags].max(initial=0.0)  # p values of single traits up to this one are what flags
         unusual = {t: np.asarray(flags & (p <= reached)) for t, p in zip(self.traits, each, strict=True)}
         above = {t: percentiles(scores[t], known[t]) for t in self.traits}

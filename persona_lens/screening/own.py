@@ -1,15 +1,15 @@
 """The model's own answers: what the projection difference subtracts from the data's (Chen et al. 2025, section 6).
 
-Greedy, one per distinct prompt, and read while they are decoded: every token of an answer that ends by itself passes through the
-model anyway. What was not seen passing - the last token of an answer that reached its longest length, an answer that was there
-already - is read in a forced pass.
+Greedy, one per distinct prompt of a shard, and read while they are decoded: every token of an answer that ends by itself passes
+through the model anyway. What was not seen passing - the last token of an answer that reached its longest length, an answer that
+was there already - is read in a forced pass.
 """
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from persona_lens.activations import Span, pool
 from persona_lens.models import ChatModel, Sampling, current_pass, generate_tokens
 
 Tokens = tuple[int, ...]
+PREFILL: Final = 8  # times batch_tokens: padded prompt tokens read together before decoding
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,8 +77,7 @@ def own_answers(
     answers = [known.get(key, ()) for key in numbers]
     fresh = [i for i, key in enumerate(numbers) if key not in known]
     fresh.sort(key=lambda i: (len(first[i].prompt), first[i].prompt))
-    for start in range(0, len(fresh), batch_rows):
-        batch = fresh[start : start + batch_rows]
+    for batch in _batches(fresh, [len(s.prompt) for s in first], batch_rows, PREFILL * batch_tokens):
         draws = np.zeros((len(batch), max_new_tokens))  # nothing is drawn
         greedy = Sampling(max_new_tokens, temperature=0.0)
         with seen.hooks():
@@ -90,6 +90,16 @@ def own_answers(
     for pooled in pool(model, [spans[i] for i in unseen], layers=layers, batch_tokens=batch_tokens):
         means[[unseen[i] for i in pooled.indices]] = pooled.values[:, 0]
     return Own(tuple(answers), spans, means, of)
+
+
+def _batches(order: Sequence[int], lengths: Sequence[int], most_rows: int, most_tokens: int) -> list[list[int]]:
+    """Prompts decoded together, ascending in length: so many rows, and so many padded tokens of prompts, at most."""
+    batches: list[list[int]] = []
+    for i in order:
+        if not batches or len(batches[-1]) == most_rows or (len(batches[-1]) + 1) * lengths[i] > most_tokens:
+            batches.append([])
+        batches[-1].append(i)
+    return batches
 
 
 def prompt_hash(prompt: Tokens) -> int:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 import numpy as np
 
@@ -11,19 +11,33 @@ from persona_lens.errors import ScreeningError
 from persona_lens.records import decoded, encoded
 from persona_lens.screening.calibration import Known, Predicted, calibrate
 from persona_lens.screening.run import ScreenRun
-from persona_lens.screening.sets import Ranking, RowScores, SetScore, rank_sets
+from persona_lens.screening.sets import LEAST_PROMPTS, Ranking, RowScores, SetScore, rank_sets
 from persona_lens.store import read_json, write_json
 
 PREDICTIONS: Final = "predictions.json"
 
 
+def scored_by(run: ScreenRun) -> Literal["difference", "cheap"]:
+    """What all sets of a run are scored by: projection differences where each set has enough own answers, else the cheap ones.
+
+    One kind for all sets: cheap scores lie elsewhere than exact ones. A set needs own answers to all of its prompts, or to 20.
+    """
+    for name in run.sets:
+        answered = np.isfinite(run.scores(name, run.traits[0]))
+        screened = np.isfinite(run.tokens(name))
+        if not (answered == screened).all() and len(np.unique(run.prompts(name)[answered])) < LEAST_PROMPTS:
+            return "cheap"
+    return "difference"
+
+
 def row_scores(run: ScreenRun, name: str, trait: str, *, layer: int | None = None) -> RowScores:
-    """A set's projection differences, and the cheap ones that stand in where the model's own answer was not made."""
-    exact, cheap = (run.scores(name, trait, signal, layer=layer).astype(np.float64) for signal in ("difference", "cheap"))
-    prompts = run.prompts(name)
-    if np.isfinite(exact).any():
-        return RowScores(exact, cheap if np.isnan(exact).any() else None, prompts)
-    return RowScores(cheap, None, prompts)
+    """A set's projection differences with the cheap ones that stand in where there is no own answer; or the cheap ones alone,
+    where `scored_by` says so."""
+    cheap, prompts = run.scores(name, trait, "cheap", layer=layer).astype(np.float64), run.prompts(name)
+    if scored_by(run) == "cheap":
+        return RowScores(cheap, None, prompts)
+    exact = run.scores(name, trait, layer=layer).astype(np.float64)
+    return RowScores(exact, cheap if (np.isnan(exact) & np.isfinite(cheap)).any() else None, prompts)
 
 
 def ranking(run: ScreenRun, trait: str, *, layer: int | None = None) -> Ranking:
@@ -48,6 +62,7 @@ def predict(run: ScreenRun, known: Mapping[str, Mapping[str, float]]) -> dict[st
     """
     found: dict[str, dict[str, Predicted]] = {}
     for trait, outcomes in known.items():
+        run.layer(trait)
         if missing := [name for name in outcomes if name not in run.sets]:
             raise ScreeningError(f"{missing[0]!r} is known for {trait} but was not screened: screen it in the same run")
         scores = scores_of_sets(run, trait)

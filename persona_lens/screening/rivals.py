@@ -26,11 +26,7 @@ from persona_lens.traits import Trait
 LEAST_TEXTS: Final = 10  # of each side
 FOLDS: Final = 5
 WORDS: Final[dict[str, Any]] = {"ngram_range": (1, 2), "sublinear_tf": True, "token_pattern": r"(?u)\b\w+\b"}
-REGRESSION: Final[dict[str, Any]] = {
-    "C": 1.0,
-    "max_iter": 1000,
-    "tol": 1e-8,
-}  # log odds to 1e-6, wherever the solver starts
+REGRESSION: Final[dict[str, Any]] = {"C": 1.0, "max_iter": 1000, "tol": 1e-8}  # log odds are exact to 1e-6
 NO_WORD: Final = "no word of it is among the classifier's"
 
 Rated = tuple[Float[np.ndarray, " row"], list[str | None]]  # scores, NaN where there is none, and why there is none
@@ -164,7 +160,8 @@ def text_classifier(
     asked = questions or (positive, negative)
     if (given := tuple(map(len, asked))) != (wanted := (len(positive), len(negative))):
         raise ScreeningError(f"{name}: there must be one question per text, {wanted} by side, not {given}")
-    rows = sorted((q, t, s) for s in (0, 1) for q, t in zip(asked[1 - s], (negative, positive)[s], strict=True))
+    both = ((1, asked[0], positive), (0, asked[1], negative))
+    rows = sorted((q, t, side) for side, of_side, texts in both for q, t in zip(of_side, texts, strict=True))
     groups, texts, sides = [q for q, _, _ in rows], [t for _, t, _ in rows], np.array([s for _, _, s in rows])
     if len(set(groups)) < 2:
         raise ScreeningError(f"{name}: all texts answer {groups[0]!r}, so no question can be left out: give answers to several")

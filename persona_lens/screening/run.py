@@ -20,17 +20,18 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
+from persona_lens.activations import Span
 from persona_lens.errors import RunFolderError, ScreeningError, UnknownNameError
 from persona_lens.models import ChatModel
 from persona_lens.progress import Progress, progress_bars
 from persona_lens.records import decoded
-from persona_lens.screening.directions import Layers, directions_of
+from persona_lens.screening.directions import Layers, default_layer, directions_of
 from persona_lens.screening.engines import Engine, Work, local
 from persona_lens.screening.files import Files, read_columns, require_parquet
 from persona_lens.screening.rivals import Rival
-from persona_lens.screening.scoring import Recipe, ScreenSettings
+from persona_lens.screening.scoring import Recipe, ScreenSettings, sample_of
 from persona_lens.screening.sources import Data, Shard, Source, open_data, read_places
-from persona_lens.store import RunFolder, digest, read_json, read_jsonl, require_finished, write_atomically, write_json
+from persona_lens.store import TEMPORARY, RunFolder, digest, read_json, read_jsonl, require_finished, write_atomically, write_json
 from persona_lens.transcripts import Skipped
 from persona_lens.vectors import PersonaVectors
 
@@ -39,6 +40,7 @@ SIGNALS: Final[tuple[Signal, ...]] = ("difference", "cheap", "answer", "prompt_l
 DIFFERENCES: Final[dict[str, tuple[str, str]]] = {"difference": ("answer", "own"), "cheap": ("answer", "prompt_last")}
 SETS: Final = "screen.json"
 EXTREMES: Final = "extremes.jsonl"  # written last
+ROUNDING: Final = ("batch_rows", "batch_tokens")  # settings that change no more than rounding
 SHOWN: Final = 5  # samples at either end, per set and trait
 REASONS: Final = 6
 
@@ -134,11 +136,11 @@ class ScreenRun:
         Args:
             signal: "difference" is the projection of the data's answer minus that of the model's own; "cheap" subtracts the
                 projection at the last prompt token instead, which costs no generation; the others are as they are.
-            layer: needed only where the trait was read at several.
+            layer: default: where the vector is most reliable, if the trait was read at several.
 
         Raises:
             UnknownNameError: no such set, trait or signal.
-            ScreeningError: no such layer, or several and none was named.
+            ScreeningError: no such layer.
             RunFolderError: the signal was not measured, or a damaged file.
         """
         if signal not in SIGNALS:
@@ -150,12 +152,12 @@ class ScreenRun:
         return self.column(name, f"{signal}/{at}")
 
     def layer(self, trait: str, layer: int | None = None) -> int:
-        """The layer of a trait, where there is only one or it is named."""
+        """The layer of a trait: the named one, the only one, or of several where the vector is most reliable."""
         if trait not in self.layers:
             raise UnknownNameError("trait", trait, self.traits)
         found = self.layers[trait]
-        if layer is None and len(found) == 1:
-            return found[0]
+        if layer is None:
+            return found[0] if len(found) == 1 else int(self.record["layers"][trait])
         if layer not in found:
             raise ScreeningError(f"{trait} was read at layers {', '.join(map(str, found))}: name one of them, not {layer}")
         return layer
@@ -239,18 +241,26 @@ def screen(
     require_parquet()
     settings = settings or ScreenSettings()
     directions = directions_of(model, vectors, layers)
+    _require_free(model)
+    if len({r.name for r in rivals}) < len(rivals):
+        raise ScreeningError(
+            f"rivals need different names, not {[r.name for r in rivals]}: their scores would overwrite each other"
+        )
     sources = _sources(data, split)
+    _require_rows(model, sources, settings)
     identities = {name: source.identity() for name, source in sources.items()}
     arguments = {
         "data": identities,
         "directions": [d.identity for d in directions],
         "rivals": {r.name: r.identity for r in rivals},
-        "settings": asdict(settings),
+        "settings": {k: v for k, v in asdict(settings).items() if k not in ROUNDING},
     }
     if answers:
         _check_answers(answers, identities, model, settings)
     path = Path(out) if out else Path("runs") / f"screen-{'-'.join(map(_slug, sources))[:80]}"
     folder = RunFolder.open(path, command="screen", arguments=arguments, model=model.identity)
+    for leftover in (path / "sets").glob(f"*/.*{TEMPORARY}"):  # of a write that was killed
+        leftover.unlink(missing_ok=True)
     if not (path / EXTREMES).exists():
         recipe = Recipe(directions, settings, tuple(rivals), strict)
         shards = {name: list(source.shards(settings.shard_rows)) for name, source in sources.items()}
@@ -258,10 +268,15 @@ def screen(
             _fill(model, recipe, shards, engine, answers, folder, progress or bars)
         sets = {name: _counts(source, _tables(path, name, len(shards[name]))) for name, source in sources.items()}
         listed = [{"trait": d.trait, "layer": d.layer} for d in directions]
-        record = {"sets": sets, "directions": listed, "rivals": [r.name for r in rivals]}
+        chosen = {v.trait: default_layer(v) for v in vectors}
+        record = {"sets": sets, "directions": listed, "layers": chosen, "rivals": [r.name for r in rivals]}
         write_json(path / SETS, record)
         _write_extremes(ScreenRun(path), sources)
-    return ScreenRun(path)
+    run = ScreenRun(path)
+    for name in run.sets if strict else ():
+        for row in run.skipped(name)[:1]:
+            raise ScreeningError(f"{name}: {run.record['sets'][name]['unit']} {row.place} could not be screened: {row.reason}")
+    return run
 
 
 def load_screen(path: str | Path) -> ScreenRun:
@@ -287,7 +302,40 @@ def _sources(data: Data | Mapping[str, Data], split: str | None) -> dict[str, So
         found = {only.name: only}
     if not found:
         raise ScreeningError("there is no data set to screen: give at least one")
+    try:
+        folders = {_slug(name) for name in found}
+    except UnicodeEncodeError as error:
+        raise ScreeningError(f"a data set's name must be text, not {str(error.object)!r}: give it another") from error
+    if len(folders) < len(found):
+        raise ScreeningError(f"data sets need names that stay different as names of folders, not {sorted(found)}")
     return found
+
+
+def _require_free(model: ChatModel) -> None:
+    """Raise where hooks act on the model: the run would not know of them, and workers would not have them.
+
+    Raises:
+        ScreeningError: it is steered, or watched.
+    """
+    if busy := [name for name, point in model.bridge.hook_dict.items() if point.fwd_hooks]:
+        raise ScreeningError(f"{model.name} has hooks at {busy[0]} (it is steered or watched): leave that context before screening")
+
+
+def _require_rows(model: ChatModel, sources: Mapping[str, Source], settings: ScreenSettings) -> None:
+    """Raise where a set holds nothing to screen, before anything is scored: reads each up to its first row that can be screened.
+
+    Raises:
+        ScreeningError: no row can be screened.
+    """
+    for name, source in sources.items():
+        reasons = Counter[str]()
+        for shard in source.shards(settings.shard_rows):
+            samples = (sample_of(model, row, settings) for row in shard.read())
+            if any(isinstance(s, Span) or reasons.update([s]) for s in samples):
+                break
+        else:
+            why = "; ".join(f"{n} x {reason}" for reason, n in reasons.most_common(REASONS)) or "it holds none"
+            raise ScreeningError(f"{name}: no row can be screened ({why}): give conversations with answers")
 
 
 def _fill(
@@ -304,7 +352,7 @@ def _fill(
     tables: list[Path] = []
     for name, parts in shards.items():
         header = json.dumps({"set": name, **folder.manifest})
-        known = _tables(answers.path, name, len(parts)) if answers else [None] * len(parts)
+        known = _tables(answers.path.absolute(), name, len(parts)) if answers else [None] * len(parts)
         for table, shard, before in zip(_tables(folder.path, name, len(parts)), parts, known, strict=True):
             if not table.exists():
                 work.append(Work(len(work), shard, header, before))
@@ -325,28 +373,21 @@ def _write(path: Path, files: Files) -> None:
 
 
 def _counts(source: Source, shards: Sequence[Path]) -> dict[str, Any]:
-    """Rows and skipped rows by reason.
-
-    Raises:
-        ScreeningError: no row could be screened.
-    """
-    rows, reasons = 0, Counter[str]()
+    """Rows, those that were skipped, and those that have no own answer (not drawn, or their prompt leaves no room for one)."""
+    rows = skipped = unanswered = 0
     for path in shards:
-        found = read_columns(path, ["reason"])["reason"]
-        rows += len(found)
-        reasons.update(reason for reason in found if reason is not None)
-    skipped = sum(reasons.values())
-    if skipped == rows:
-        why = "; ".join(f"{n} x {reason}" for reason, n in reasons.most_common(REASONS)) or "it holds none"
-        raise ScreeningError(f"{source.name}: no row can be screened ({why}): give conversations with answers")
-    return {"rows": rows, "skipped": skipped, "shards": len(shards), "unit": source.unit}
+        found = read_columns(path, ["reason", "own_tokens"])
+        rows += len(found["reason"])
+        skipped += sum(reason is not None for reason in found["reason"])
+        unanswered += sum(r is None and t is None for r, t in zip(found["reason"], found["own_tokens"], strict=True))
+    return {"rows": rows, "skipped": skipped, "unanswered": unanswered, "shards": len(shards), "unit": source.unit}
 
 
 def _write_extremes(run: ScreenRun, sources: Mapping[str, Source]) -> None:
     """Keep the samples that stand out, so that a report can show them without the data."""
     lines: list[str] = []
     for name, source in sources.items():
-        found = [x for trait, layers in run.layers.items() for x in _extremes(run, name, trait, layers[0])]
+        found = [x for trait in run.traits for x in _extremes(run, name, trait, run.layer(trait))]
         texts = read_places(source, sorted({int(x["place"]) for x in found}))
         lines += [json.dumps({**x, "messages": texts[x["place"]].messages}, ensure_ascii=False) + "\n" for x in found]
     content = "".join(lines).encode("utf-8")

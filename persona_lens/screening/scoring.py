@@ -18,7 +18,7 @@ from torch import Tensor
 from persona_lens.activations import POOLINGS, Span, dialogue_span, pool
 from persona_lens.errors import ScreeningError
 from persona_lens.judges import Judged
-from persona_lens.models import ChatModel, dialogue
+from persona_lens.models import ChatModel, last_answer
 from persona_lens.sampling import DEFAULT_BATCH_ROWS
 from persona_lens.screening.directions import Direction
 from persona_lens.screening.own import Own, Tokens, own_answers, prompt_hash
@@ -106,7 +106,7 @@ class Recipe:
         Raises:
             ScreeningError: a row that cannot be screened, where the recipe is strict.
         """
-        samples = [_sample(model, row, self.settings) for row in rows]
+        samples = [sample_of(model, row, self.settings) for row in rows]
         if self.strict:
             _require_all(rows, samples)
         kept = [i for i, s in enumerate(samples) if isinstance(s, Span)]
@@ -189,7 +189,7 @@ def _leaves_room(model: ChatModel, span: Span, settings: ScreenSettings) -> bool
     return not model.context or len(span.prompt) + settings.max_new_tokens <= model.context
 
 
-def _sample(model: ChatModel, row: Transcript | Skipped, settings: ScreenSettings) -> Span | str:
+def sample_of(model: ChatModel, row: Transcript | Skipped, settings: ScreenSettings) -> Span | str:
     """A row as prompt and answer, or why it is none."""
     if isinstance(row, Skipped):
         return row.reason
@@ -197,10 +197,10 @@ def _sample(model: ChatModel, row: Transcript | Skipped, settings: ScreenSetting
     messages = row.messages[: last + 1]
     limit = min(x for x in (settings.max_tokens, model.context, LONGEST) if x)
     characters = sum(len(m["content"]) for m in messages)
-    if characters > limit * LONGEST_TOKEN:
-        return f"longer than {limit} tokens ({characters} characters)"
+    if characters > limit * LONGEST_TOKEN or len(messages) > limit:
+        return f"longer than {limit} tokens ({characters} characters in {len(messages)} messages)"
     try:
-        span = dialogue_span(f"place {row.place}", dialogue(model, messages))
+        span = dialogue_span(f"place {row.place}", last_answer(model, messages))
     except ValueError as error:
         return str(error)
     return span if len(span) <= limit else f"longer than {limit} tokens"

@@ -91,7 +91,11 @@ def _with_gradient(
 
         return hook
 
-    with torch.enable_grad(), model.hooks([(model.hook_name(layer), hook_at(layer)) for layer in layers]):
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        model.hooks([(model.hook_name(layer), hook_at(layer)) for layer in layers]),
+    ):
         loss = _loss(model, batch)
         torch.autograd.backward(loss.sum(), inputs=leaf)
     along = [sums[d.layer] @ d.unit.to(model.device) / sums[d.layer].norm(dim=1) for d in directions]

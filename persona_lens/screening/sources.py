@@ -594,7 +594,7 @@ class _Csv:
                 continue
             if start == begin:
                 return
-            content = bytes(held) if start - begin - piece.endswith(b"\n") <= LONGEST else None
+            content = bytes(held) if start - begin - held.endswith(b"\n") <= LONGEST else None
             if content is None or content.strip(b"\r\n"):
                 yield _Row(begin, place, content)
                 place += 1
@@ -631,7 +631,7 @@ def _after(piece: bytes, state: _Place, delimiter: bytes) -> _Place:
 
 def _fields(text: str, delimiter: str) -> list[str]:
     """The fields of a record. Raises UnreadableError: a quoted field that does not end, or goes on after its closing quote."""
-    text = text.removesuffix("\n").removesuffix("\r")
+    text = text.rstrip("\r\n")
     values: list[str] = []
     at = 0
     while True:
@@ -830,9 +830,11 @@ class _Reader:
         return bisect_right(self.begins, row) - 1
 
     def _seek(self, group: int) -> None:
-        groups = list(range(group, len(self.begins) - 1))
         self.at, self.rest = self.begins[group], None
-        self.batches = self.file.iter_batches(batch_size=_BATCH, row_groups=groups, columns=self.columns, use_threads=False)
+        self.batches = chain.from_iterable(  # one row group after the other: then a damaged one hides no rows of others
+            self.file.iter_batches(batch_size=_BATCH, row_groups=[g], columns=self.columns, use_threads=False)
+            for g in range(group, len(self.begins) - 1)
+        )
 
     def _fill(self) -> None:
         with _told_by_library(f"{self.path}: cannot be read as Parquet"):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 from scipy.stats import beta
 from scipy.stats import t as student_t
 
@@ -17,8 +17,8 @@ from persona_lens.errors import ScreeningError
 
 LEVEL: Final = 0.975
 NORMAL: Final = 1.959963984540054  # its quantile of the normal distribution
-SLACK: Final = 1e-9
-Prompts = Sequence[Hashable] | Shaped[np.ndarray, " row"] | None  # what each row answers: a text or an id; None: all different
+SLACK: Final = 1e-9  # of a number's size: what differs less differs by rounding
+Prompts = Sequence[Hashable] | Shaped[np.ndarray, " _"] | None  # what each row answers: a text or an id; None: all different
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +64,7 @@ class Uncertainty:
     def _moments(self) -> tuple[float, float]:
         """Standard error and skewness of the sum; 0 where there can be no interval."""
         square = float((self.parts**2).sum())
-        return (np.sqrt(square), float((self.parts**3).sum()) / square**1.5) if self.freedom and square else (0.0, 0.0)
+        return (float(np.sqrt(square)), float((self.parts**3).sum()) / square**1.5) if self.freedom and square else (0.0, 0.0)
 
 
 def numbered(
@@ -83,6 +83,16 @@ def numbered(
     numbers = np.fromiter((known.setdefault(label, len(known)) for label in labels), np.int64, rows)
     units, unit = np.unique(numbers, return_inverse=True)
     return unit, units
+
+
+def shared(prompts: Prompts, has: Bool[np.ndarray, " row"]) -> tuple[Float[np.ndarray, " kept"], Int[np.ndarray, " kept"]]:
+    """Of each row that is kept: what part it is of the kept rows of its prompt, and the number of its prompt, from 0 on.
+
+    Raises:
+        ScreeningError: not one prompt per row.
+    """
+    unit = np.unique(numbered(prompts, len(has), {})[0][has], return_inverse=True)[1]
+    return 1 / np.bincount(unit)[unit], unit
 
 
 def effective(unit: Int[np.ndarray, " row"]) -> float:

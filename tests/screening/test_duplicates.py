@@ -15,8 +15,11 @@ from hypothesis import strategies as st
 from persona_lens.errors import ScreeningError
 from persona_lens.screening.duplicates import (
     Groups,
+    _alike,
     _distinct,
     _groups,
+    _joined,
+    _likely,
     _possible,
     _prefixes,
     _rarest_first,
@@ -311,9 +314,9 @@ def test_equal_texts_are_not_compared() -> None:
     assert peak(texts) < 20
 
 
-def compared(texts: Sequence[str], labels: Sequence[int] | None = None) -> list[tuple[int, int]]:
+def compared(texts: Sequence[str], labels: Sequence[int] | None = None, shingle: int = 3) -> list[tuple[int, int]]:
     """The pairs of different texts that are compared once these labels are known."""
-    sets = _rarest_first(_distinct(_shingle_sets(texts, 3))[0])
+    sets = _rarest_first(_distinct(_shingle_sets(texts, shingle))[0])
     known = np.arange(len(texts)) if labels is None else np.array(labels)
     parts = list(_possible(sets, _prefixes(sets, 0.8), known, 0.8, BIG))
     return [(min(int(a), int(b)), max(int(a), int(b))) for x, y in parts for a, b in zip(x, y, strict=True)]
@@ -326,9 +329,27 @@ def test_few_pairs_are_compared() -> None:
 
 
 def test_texts_of_unlike_lengths_are_not_compared() -> None:
-    words = [f"w{i}" for i in range(200)]
-    assert compared([" ".join(words[:k]) for k in (40, 60, 90, 130)]) == []
-    assert compared([" ".join(words[:k]) for k in (40, 44, 130)]) == [(0, 1)]
+    """Not even where the long one has all words of the short one, and rare words enough to show little of them in its prefix."""
+    small, frequent = ([f"{letter}{i}" for i in range(40)] for letter in "af")
+    large = [*(f"u{i}" for i in range(20)), *small, *frequent]
+    others = [" ".join([*frequent, *(f"o{k}{i}" for i in range(40))]) for k in range(5)]
+    assert compared([" ".join(small), " ".join(large), *others], shingle=1) == []
+    assert compared([" ".join(small), " ".join(small[4:]), *others], shingle=1) == [(0, 1)]
+
+
+def test_few_pairs_join_most_copies_of_one_text() -> None:
+    """Copies that are too unlike each other are near copies of the original, which has its shingles first."""
+    rng = Random(0)
+    words = [f"w{i}" for i in range(100)]
+    copies = [" ".join(edited(words, rng.choice([0.01, 0.03, 0.04]), [f"x{i}" for i in range(900)], rng)) for _ in range(400)]
+    sets = _rarest_first(_distinct(_shingle_sets([*copies, " ".join(words)], 3))[0])
+    a, b = _likely(_prefixes(sets, 0.8))
+    n = len(sets.indptr) - 1
+    assert len(a) == len(set(zip(a.tolist(), b.tolist(), strict=True))) < 5 * n
+    joined = _joined(np.arange(n), a, b, _alike(sets, a, b, 0.8, BIG))
+    final = near_duplicates([*copies, " ".join(words)])
+    assert len(final.sizes) < 0.4 * n
+    assert len(np.unique(joined)) <= len(final.sizes) + 3
 
 
 def test_pairs_are_compared_once_and_never_within_a_group() -> None:

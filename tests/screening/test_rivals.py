@@ -367,21 +367,21 @@ def test_it_tells_optimistic_answers(small_run: ExtractionRun, answers: list[Jud
     assert roc_auc_score(truth >= 50, scores) > 0.9 if 0 < (truth >= 50).sum() < len(truth) else np.isfinite(scores).all()
 
 
-def test_its_auc_is_by_question(small_run: ExtractionRun, copy: Copy) -> None:
-    """Answers that name their question in one word, each question on one side: nothing is learned of a question left out."""
+def test_its_auc_is_by_question(copy: Copy) -> None:
+    """Answers that give their side away only to who knows other answers to the same question."""
 
     def scored(record: dict[str, Any]) -> dict[str, Any]:
         return {**record, "trait": 80.0 if "/positive/" in record["key"] else 20.0, "coherence": 90.0}
 
-    def named(record: dict[str, Any]) -> dict[str, Any]:
-        question = record["prompt_id"].split("/")[3]
-        upper = int(question[1:]) % 2 == (record["prompt_id"].split("/")[2] != "i0")
-        word = question if upper == ("/positive/" in record["prompt_id"]) else f"not{question}"
-        return {**record, "text": word, "token_ids": [5]}
+    def told(record: dict[str, Any]) -> dict[str, Any]:
+        _, polarity, instruction, question = record["prompt_id"].split("/")
+        side = "a" if (polarity == "positive") == (int(question[1:]) % 2 == 0) else "b"
+        return {**record, "text": f"{question}{side} {instruction}", "token_ids": [5]}
 
-    found = classifier_of(copy.change("scores.jsonl", scored).change("rollouts.jsonl", named).run)
-    assert math.isnan(found.auc)  # no answer to a question that was left out has a word that is known
+    found = classifier_of(copy.change("scores.jsonl", scored).change("rollouts.jsonl", told).run)
     assert found.texts == (100, 100)
+    assert found.auc == pytest.approx(0.5, abs=0.02)
+    assert text_classifier(*kept_texts(copy.run), "t").auc > 0.9
 
 
 @pytest.mark.parametrize("part", ["trait", "coherence"])

@@ -148,6 +148,16 @@ def test_known_answers_are_taken_over(pocket: ChatModel, recipe: Recipe, rows: l
     assert not np.allclose(changed["own/optimism/4"], whole["own/optimism/4"])
 
 
+def test_an_answer_that_ends_at_once_is_read_at_its_end_token(
+    pocket: ChatModel, plain_pocket: PreTrainedModel, vectors: pl.PersonaVectors, recipe: Recipe, rows: list[Transcript]
+) -> None:
+    prompt = pocket.render(rows[0].messages[:-1])
+    found = recipe(pocket, rows[:1], {prompt_hash(tuple(prompt)): ()}).columns
+    state = plain_states(plain_pocket, [*prompt, pocket.stop_ids[0]], 4)[-1]
+    assert found["own/optimism/4"][0] == pytest.approx(float(state @ vectors.unit(4)), rel=1e-4)
+    assert found["own_tokens"] == [[]]
+
+
 def test_rows_that_cannot_be_screened_keep_their_place(pocket: ChatModel, recipe: Recipe, rows: list[Transcript]) -> None:
     stop = pocket.tokenizer.decode([pocket.stop_ids[0]])
     bad: list[Any] = [
@@ -163,7 +173,7 @@ def test_rows_that_cannot_be_screened_keep_their_place(pocket: ChatModel, recipe
     assert [r is None for r in reasons] == [False, True, False, False, True, False]
     assert reasons[0] == "no JSON"
     assert reasons[2] == "longer than 2048 tokens"
-    assert reasons[3] == "longer than 2048 tokens (200006 characters)"
+    assert reasons[3] == "longer than 2048 tokens (200006 characters in 2 messages)"
     assert "stop token" in reasons[5]
     assert found["place"] == [2, rows[0].place, 3, 4, rows[1].place, 5]
     alone = recipe(pocket, rows[:2]).columns

@@ -15,6 +15,7 @@ import torch
 import persona_lens as pl
 from persona_lens.errors import RunFolderError, ScreeningError, UnknownNameError
 from persona_lens.extraction import ExtractionRun
+from persona_lens.judges import default_judge, scripted
 from persona_lens.models import ChatModel, load_model
 from persona_lens.pocket_lab.datasets import dataset
 from persona_lens.screening import (
@@ -48,8 +49,6 @@ def sets() -> dict[str, list[Any]]:
 
 @pytest.fixture(scope="module")
 def run(pocket: ChatModel, vectors: pl.PersonaVectors, sets: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> ScreenRun:
-    from persona_lens.judges import default_judge
-
     judge = judge_rival(default_judge("pocket"), pl.load_trait("optimism", "pocket"))
     folder = tmp_path_factory.mktemp("screen") / "run"
     return screen(pocket, sets, [vectors], layers=5, settings=SETTINGS, rivals=[judge], out=folder)
@@ -66,7 +65,13 @@ def test_what_a_run_holds(run: ScreenRun, sets: dict[str, Any], vectors: pl.Pers
     assert run.signal == "difference"
     assert load_screen(run.path).record == run.record
     for name, chats in sets.items():
-        assert run.record["sets"][name] == {"rows": len(chats), "skipped": 0, "shards": 3, "unit": "row"}
+        assert run.record["sets"][name] == {
+            "rows": len(chats),
+            "skipped": 0,
+            "unanswered": 0,
+            "shards": 3,
+            "unit": "row",
+        }
         assert run.places(name).tolist() == list(range(1, len(chats) + 1))
         difference = run.scores(name, "optimism", "answer") - run.scores(name, "optimism", "own")
         np.testing.assert_array_equal(run.scores(name, "optimism"), difference)
@@ -189,9 +194,12 @@ def test_bad_rows_are_counted_with_their_lines(
     assert path.read_bytes() == before
     with pytest.raises(ScreeningError, match="place 2 cannot be screened"):
         screen(pocket, path, [vectors], settings=FAST, strict=True, out=tmp_path / "strict")
+    with pytest.raises(ScreeningError, match="line 2 could not be screened: not JSON"):  # finished before, not strictly
+        screen(pocket, path, [vectors], settings=ScreenSettings(own_share=0.0, shard_rows=3), strict=True, out=tmp_path / "x")
     (tmp_path / "bad.jsonl").write_text('{"messages": []}\n{"a": 1}\n')
     with pytest.raises(ScreeningError, match="bad: no row can be screened"):
-        screen(pocket, tmp_path / "bad.jsonl", [vectors], settings=FAST, out=tmp_path / "bad")
+        screen(pocket, {"good": path, "bad": tmp_path / "bad.jsonl"}, [vectors], settings=FAST, out=tmp_path / "bad")
+    assert not (tmp_path / "bad").exists()
     with pytest.raises(ScreeningError, match="no data set"):
         screen(pocket, {}, [vectors], out=tmp_path / "none")
 
@@ -237,6 +245,9 @@ def test_flags_hold_their_rate_and_find_what_was_planted(pocket: ChatModel, vect
     assert first.messages[-1]["role"] == "assistant"
     with pytest.raises(UnknownNameError, match="other"):
         flag(found, "other")
+    other = {name: chats[::-1] for name, chats in data.items()}
+    with pytest.raises(ScreeningError, match="is not what was screened"):
+        flag(found, "reference", rate=0.1, data=other)
     with pytest.raises(ScreeningError, match="at least 999"):
         flag(found, "reference", rate=0.001)
     with pytest.raises(ScreeningError, match="'mixed' is missing"):
@@ -253,22 +264,68 @@ def test_flags_agree_with_a_judge(run: ScreenRun) -> None:
     assert not flags.shown
 
 
-def test_a_part_of_the_own_answers_is_enough_for_a_set(
-    pocket: ChatModel, vectors: pl.PersonaVectors, sets: dict[str, Any], run: ScreenRun, tmp_path: Path
-) -> None:
-    some = screen(pocket, sets, [vectors], layers=5, settings=ScreenSettings(own_share=0.5, max_new_tokens=30), out=tmp_path / "x")
+def test_a_part_of_the_own_answers_is_enough_for_a_set(pocket: ChatModel, vectors: pl.PersonaVectors, tmp_path: Path) -> None:
+    data = {"one": dataset("optimism", "II", rows=48), "two": dataset("optimism", "normal", rows=48)}
+    options: dict[str, Any] = {"layers": 5, "answers": None}
+    whole = screen(pocket, data, [vectors], settings=ScreenSettings(max_new_tokens=12), out=tmp_path / "w", **options)
+    some = screen(pocket, data, [vectors], settings=ScreenSettings(own_share=0.7, max_new_tokens=12), out=tmp_path / "x", **options)
     assert some.signal == "cheap"
-    exact = row_scores(some, "II", "optimism")
-    has = np.isfinite(exact.exact)
-    assert 0 < has.sum() < len(has)
-    np.testing.assert_allclose(exact.exact[has], run.scores("II", "optimism")[has], atol=0.05)
-    assert exact.cheap is not None
-    assert row_scores(run, "II", "optimism").cheap is None
+    for name in data:
+        found = row_scores(some, name, "optimism")
+        has = np.isfinite(found.exact)
+        assert 20 <= has.sum() < len(has)
+        np.testing.assert_allclose(found.exact[has], whole.scores(name, "optimism")[has], atol=0.05)
+        assert found.cheap is not None
+        assert row_scores(whole, name, "optimism").cheap is None
+    places = {s.name: s.score for s in ranking(some, "optimism").sets}
+    assert places["one"].method == "regression"
+    assert places["one"].low < whole.scores("one", "optimism").mean() < places["one"].high
+
+
+def test_all_sets_are_scored_alike(pocket: ChatModel, vectors: pl.PersonaVectors, sets: dict[str, Any], tmp_path: Path) -> None:
+    """One set without own answers, and none is ranked by them."""
+    far = [{"role": "user", "content": "the " * 1900}, {"role": "assistant", "content": "Yes, it is wonderful."}]
+    data = {"near": sets["II"][:6], "far": [far]}
+    found = screen(pocket, data, [vectors], layers=5, settings=ScreenSettings(max_new_tokens=150), out=tmp_path / "x")
+    assert found.record["sets"]["far"]["unanswered"] == 1
+    assert found.record["sets"]["near"]["unanswered"] == 0
+    np.testing.assert_array_equal(
+        row_scores(found, "near", "optimism").exact, found.scores("near", "optimism", "cheap").astype(float)
+    )
     none = screen(pocket, sets, [vectors], layers=5, settings=FAST, out=tmp_path / "y")
     cheap = none.scores("II", "optimism", "cheap")
     np.testing.assert_array_equal(row_scores(none, "II", "optimism").exact, cheap.astype(np.float64))
     with pytest.raises(ScreeningError, match="there are no own answers"):
         none.mean_difference("II", "optimism")
+
+
+def test_what_a_run_would_not_know_of_is_refused(
+    pocket: ChatModel, vectors: pl.PersonaVectors, sets: dict[str, Any], tmp_path: Path
+) -> None:
+    judge = judge_rival(default_judge("pocket"), pl.load_trait("optimism", "pocket"))
+    with pl.steer(pocket, pl.add(vectors, 3, 1.0)), pytest.raises(ScreeningError, match="steered or watched"):
+        screen(pocket, sets, [vectors], settings=FAST, out=tmp_path / "x")
+    with pytest.raises(ScreeningError, match="rivals need different names"):
+        screen(pocket, sets, [vectors], settings=FAST, rivals=[judge, judge], out=tmp_path / "x")
+    with pytest.raises(ScreeningError, match="names of folders"):
+        screen(pocket, {"A": sets["II"], "a-559aead0": sets["II"]}, [vectors], settings=FAST, out=tmp_path / "x")
+    with pytest.raises(ScreeningError, match="must be text"):
+        screen(pocket, {"\udcff": sets["II"]}, [vectors], settings=FAST, out=tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+
+
+def test_every_layer_is_read_in_one_pass_and_one_is_the_default(
+    pocket: ChatModel, vectors: pl.PersonaVectors, sets: dict[str, Any], run: ScreenRun, tmp_path: Path
+) -> None:
+    found = screen(pocket, sets, [vectors], layers="all", settings=FAST, out=tmp_path / "x")
+    assert found.layers == {"optimism": tuple(range(8))}
+    assert found.layer("optimism") == vectors.best_layer
+    cheap = run.scores("II", "optimism", "cheap")
+    np.testing.assert_allclose(found.scores("II", "optimism", "cheap", layer=5), cheap, atol=0.05)
+    default = found.scores("II", "optimism", "cheap")
+    np.testing.assert_array_equal(default, found.scores("II", "optimism", "cheap", layer=vectors.best_layer))
+    assert {x.layer for x in found.extremes} == {vectors.best_layer}
+    assert ranking(found, "optimism").sets[0].name == "II"
 
 
 def test_other_sets_are_predicted_from_known_ones(pocket: ChatModel, vectors: pl.PersonaVectors, tmp_path: Path) -> None:
@@ -295,6 +352,25 @@ def test_ray_gives_the_same_files(pocket: ChatModel, vectors: pl.PersonaVectors,
     here = screen(pocket, paths, [vectors], settings=SETTINGS, out=tmp_path / "here")
     there = screen(pocket, paths, [vectors], settings=SETTINGS, engine=on_ray(2), out=tmp_path / "there")
     assert content(here.path) == content(there.path)
+
+
+def _fails(_trait: Any, _judged: Any) -> Any:
+    raise ValueError("the judge is out")
+
+
+def _dies(_trait: Any, _judged: Any) -> Any:
+    os._exit(1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("judge", "message"), [(_fails, "ValueError: the judge is out"), (_dies, "Ray gave up")])
+def test_what_goes_wrong_in_a_worker_is_told_in_a_line(
+    judge: Any, message: str, pocket: ChatModel, vectors: pl.PersonaVectors, sets: dict[str, Any], tmp_path: Path
+) -> None:
+    rival = judge_rival(scripted(judge), pl.load_trait("optimism", "pocket"))
+    with pytest.raises(ScreeningError, match=message) as told:
+        screen(pocket, sets, [vectors], settings=FAST, rivals=[rival], engine=on_ray(1), out=tmp_path / "x")
+    assert "\n" not in str(told.value)
 
 
 class _DiesOnce:

@@ -20,7 +20,7 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from persona_lens.errors import ScreeningError
@@ -124,6 +124,7 @@ PROMPTED = {
     "system": ({"prompt": "What?", "completion": "This.", "system": "Be kind."}, [*SYSTEM, *PAIR]),
     "empty system": ({"prompt": "What?", "completion": "This.", "system": " "}, PAIR),
     "white space is kept": ({"prompt": " What?\n", "completion": "\tThis. "}, said(" What?\n", "\tThis. ")),
+    "half of a preference": ({"prompt": "What?", "completion": "This.", "chosen": "That."}, PAIR),
     "half of another form": ({"question": "What?", "answer": "This.", "prompt": "", "completion": " "}, PAIR),
 }
 CONVERSATIONS = {
@@ -259,7 +260,20 @@ LINE = st.sampled_from(
             for r in ({"messages": said("ü", "漢字 \u2028")}, {"prompt": "a", "answer": "😀"}, PAIR)
         ),
         json.dumps({"id": "n", "messages": PAIR}).encode(),
-        *(b"", b" \t", b"{", b"3", b'"\xc3"', b"\xff", b"\x00", b"\x0b", b"\xef\xbb\xbf{}", b"{}" + b" " * 30),
+        *(
+            b"",
+            b" \t",
+            b"{",
+            b"3",
+            b'"\xc3"',
+            b"\xff",
+            b"\x00",
+            b"\x0b",
+            b"\xef\xbb\xbf{}",
+            b"{}" + b" " * 30,
+            b" " * 70,
+            b" " * 70 + b"{}",
+        ),
     ]
 )
 FILE = st.builds(
@@ -416,6 +430,7 @@ def test_a_document_is_refused_if_it_is_large_and_lines_are_not(tmp_path: Path, 
             assert len(read(open_data(document))) == 10
     monkeypatch.setattr(sources, "WHOLE", 1)
     assert len(read(open_data(long))) == 10
+    assert len(read(open_data(written(tmp_path, lines(*[PAIR] * 10), "lists.json")))) == 10
 
 
 # CSV
@@ -471,7 +486,7 @@ def by_python(text: str) -> list[list[str] | None]:
     return found
 
 
-MESSY = st.text(st.sampled_from('aé",\n'), max_size=40)
+MESSY = st.text(st.sampled_from('aé"",,\n'), max_size=40)
 
 
 @given(text=MESSY, rows=st.integers(1, 5))
@@ -499,8 +514,12 @@ def test_records_are_told_apart_as_python_does(text: str, rows: int) -> None:
             assert row.reason.startswith(("no answer", "no prompt", "no conversation"))
 
 
-@given(text=MESSY, rows=st.integers(1, 5), longest=st.integers(17, 30))
-@settings(deadline=None, max_examples=150)
+@given(text=MESSY, rows=st.integers(1, 5), longest=st.integers(1, 8))
+@settings(deadline=None, max_examples=300)
+@example(text='a,"b","c\nd"\n', rows=1, longest=3)  # a piece of a line ends where a field begins
+@example(text='aa"b","c\nd"\n', rows=1, longest=1)  # in a field
+@example(text='"a""b\nc"\n', rows=1, longest=2)  # between two quotes
+@example(text='"ab","c\nd"\n', rows=1, longest=4)  # after a closing quote and a delimiter
 def test_records_that_are_too_long_move_no_others(text: str, rows: int, longest: int) -> None:
     if not by_python(text):
         return
@@ -511,7 +530,7 @@ def test_records_that_are_too_long_move_no_others(text: str, rows: int, longest:
         with path.open("rb") as file:
             sizes = [len((row.content or b"").removesuffix(b"\n")) for row in sources._Csv("csv", ",").cut(file, 18, 1)]
         patch.setattr(sources, "LONGEST", longest)
-        found = read(open_data(path), rows)
+        found = read(source, rows)
     assert len(found) == len(sizes)
     for row, before, size in zip(found, whole, sizes, strict=True):
         if size > longest:
@@ -734,17 +753,38 @@ def test_columns_that_mean_nothing_are_not_read(tmp_path: Path) -> None:
     data = pa.table({"prompt": ["p"], "answer": ["a"], "blob": pa.array([b"\xff"], pa.binary()).view(pa.string())})
     pq.write_table(data, tmp_path / "data.parquet")
     (row,) = read(open_data(tmp_path / "data.parquet"))
-    assert isinstance(row, Transcript)
-    (skipped,) = read(
-        open_data(
-            table(
-                tmp_path / "none.parquet",
-                [{"prompt": None, "answer": None, "blob": 1}],
-                pa.schema([("prompt", pa.string()), ("answer", pa.string()), ("blob", pa.int8())]),
-            )
-        )
-    )
-    assert skipped == Skipped(1, "no conversation in its fields ('prompt', 'answer', 'blob')")
+    assert simple(row) == [("user", "p"), ("assistant", "a")]
+    assert sources._table_rows(data.to_batches()[0], 1, ["prompt", "answer"], "") == [row]
+    assert sources._table_rows(data.to_batches()[0], 1, ["prompt", "answer", "blob"], "") == [Skipped(1, "not UTF-8")]
+
+
+def test_damage_in_one_row_group_hides_no_others(tmp_path: Path) -> None:
+    path = table(tmp_path / "data.parquet", MANY, row_group_size=10, compression="none")
+    first, second, _, last = [shard.read() for shard in open_data(path).shards(10)]
+    place = pq.ParquetFile(path).metadata.row_group(2).column(0).dictionary_page_offset
+    with path.open("rb+") as file:
+        file.seek(place)
+        file.write(b"\xff" * 20)
+    shards = list(open_data(path).shards(10))
+    assert [shards[i].read() for i in (0, 1, 3, 1, 3)] == [first, second, last, second, last]
+    for _ in range(2):
+        with pytest.raises(ScreeningError, match=r"data.parquet: cannot be read as Parquet \("):
+            shards[2].read()
+    assert shards[3].read() == last
+
+
+def opened_anew(path: Path) -> bool:
+    held = sources._HELD.reader
+    next(open_data(path).shards(9)).read()
+    return sources._HELD.reader is not held
+
+
+def test_a_forked_process_shares_no_open_file(tmp_path: Path) -> None:
+    path = table(tmp_path / "data.parquet", MANY)
+    next(open_data(path).shards(9)).read()
+    assert not opened_anew(path)
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        assert pool.apply(opened_anew, (path,))
 
 
 # Splits
@@ -862,6 +902,8 @@ def test_size_and_order_of_files_are_part_of_the_identity(tmp_path: Path) -> Non
         (tmp_path / folder).mkdir()
         table(tmp_path / folder / "a.parquet", first)
         table(tmp_path / folder / "b.parquet", second)
+    longer = [open_data(written(tmp_path, lines(PAIR).ljust(n * 2**20))).identity()["files"][0]["sha256"] for n in (5, 6)]
+    assert longer[0] != longer[1]
     one, other = (open_data(tmp_path / folder).identity()["files"] for folder in ("one", "other"))
     assert one != other
     assert one == other[::-1]
@@ -990,6 +1032,13 @@ def test_places_that_hold_no_conversation_are_told(tmp_path: Path) -> None:
         )
 
 
+def test_nothing_is_read_beyond_a_place_that_is_not_there(tmp_path: Path) -> None:
+    source = Counted(open_data(written(tmp_path, "\n" + lines(*MANY) * 10)))
+    with pytest.raises(ScreeningError, match="counted: line 1 holds no conversation"):
+        read_places(source, [1, 300])
+    assert source.read == []
+
+
 # What cannot be read
 
 
@@ -1034,7 +1083,7 @@ def test_data_that_cannot_be_read_is_told_before_any_work(tmp_path: Path) -> Non
         (written(tmp_path, "", "empty.parquet"), "the file is empty"),
         (written(tmp_path, text, "text.parquet"), "cannot be read as Parquet (ArrowInvalid: "),
         (table(tmp_path / "none.parquet", MANY[:0], pa.schema([(c, pa.string()) for c in MANY[0]])), "holds no rows"),
-        (table(tmp_path / "other.parquet", [{"text": "a", "prompt": "b"}]), "no columns of a known form, but 'text', 'prompt'; known"),
+        (table(tmp_path / "other.parquet", [{"text": "a", "prompt": "b"}]), "no columns of a known form, but 'text', 'prompt'"),
         (saved(tmp_path / "other", [{"text": "a"}]), "no columns of a known form, but 'text'; known are"),
     ]  # fmt: skip
     for data, reason in cases:
