@@ -29,11 +29,11 @@ from persona_lens.pocket_lab.datasets import dataset
 from persona_lens.reports import report, screen_verdict
 from persona_lens.reports.screened_rows import form_of
 from persona_lens.reports.screening import screen_page
-from persona_lens.screening import ScreenRun, ScreenSettings, flag, load_flags, load_screen, predict, ranking, screen
+from persona_lens.screening import ScreenRun, ScreenSettings, flag, load_flags, load_screen, open_data, predict, ranking, screen
 from persona_lens.screening.files import files_of
 from persona_lens.screening.scoring import Scored
 from persona_lens.screening.sets import SetScore, set_score
-from persona_lens.store import RunFolder, write_json
+from persona_lens.store import RunFolder, read_json, write_json
 
 HOSTILE = "<script>alert('$x$')<b>\u202e"
 SEEN = escape(visible(HOSTILE))
@@ -102,9 +102,8 @@ def made(
         for i, path in enumerate(run.shards(name)):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(files_of(Scored(columns(r, traits, slice(i * shard, (i + 1) * shard)), {}), "{}").table)
-        lines += [
-            json.dumps(x) + "\n" for k, (t, at) in enumerate(traits.items()) for x in standing_out(run, name, r, t, k, at[-1])
-        ]
+        for k, (trait, layers) in enumerate(traits.items()):
+            lines += [json.dumps(x) + "\n" for x in standing_out(run, name, r, trait, k, layers[-1])]
     (out / "extremes.jsonl").write_text("".join(lines), encoding="utf-8")
     return load_screen(out)
 
@@ -698,7 +697,7 @@ def test_of_several_layers_the_most_reliable_is_shown(run_folder: Path) -> None:
     assert standing.layer == 1
     assert standing.sets == ranking(run, "evil", layer=1).sets != ranking(run, "evil", layer=0).sets
     text = told_by(run)
-    assert "evil was read at several layers; the most reliable one is shown." in text
+    assert "Read at several layers, of which the most reliable is shown: evil." in text
     assert "blocks.1.hook_resid_post, residual-stream units" in text
     flag(run, "a", rate=0.1)
     assert "<td>evil</td><td>blocks.1.hook_resid_post</td>" in told_by(run)
@@ -868,6 +867,10 @@ def test_flagged_samples_are_shown_with_why_and_cannot_act(run_folder: Path) -> 
     chats = [
         [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": f"{HOSTILE} one and the same"}] for _ in range(40)
     ]
+    manifest = read_json(run.path / "run.json")
+    manifest["arguments"]["data"] = {n: open_data(chats, name=n).identity() for n in run.sets}
+    write_json(run.path / "run.json", manifest)
+    run = load_screen(run.path)
     flags = flag(run, HOSTILE, rate=0.1, data={"bad": chats, HOSTILE: chats})
     (shown,) = flags.shown
     assert HOSTILE in shown.why, "the control"

@@ -170,9 +170,8 @@ def _meaning(found: Screened) -> list[str]:
         "cheap": f"{_lacking(first)}: a set's score is its mean {SAID['cheap']}, which says less about it.",
     }[first.kind]
     several = [t for t, layers in found.run.layers.items() if len(layers) > 1]
-    layers = (
-        f" {listed([short(t) for t in several])} was read at several layers; the most reliable one is shown." if several else ""
-    )
+    named_traits = listed([short(t) for t in several]) if several else ""
+    layers = f" Read at several layers, of which the most reliable is shown: {named_traits}." if several else ""
     text = (
         f"{how} Rows are scored by their {SAID[found.rows]}. Intervals are 95 %, over prompts, for endless rows like these. Places "
         "a set may have, and p of differences, are corrected for all pairs of sets (Holm), not for the number of "

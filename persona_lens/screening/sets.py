@@ -102,11 +102,11 @@ def set_score(
     nor where scores do not vary. Over 3,000 simulated sets each, of 20 to 5,000 rows, with exact scores of all rows or of 20, 50
     or 200, and one, five or a random number of rows to a prompt, it holds the truth in
 
-    - 93 % to 97 % where scores are normal or exponential, have long tails (Student's t with 3 degrees), are a square of the cheap
+    - 92 % to 97 % where scores are normal or exponential, have long tails (Student's t with 3 degrees), are a square of the cheap
       ones, or 5 % or 10 % of the rows lie 5 standard deviations higher;
-    - 92 % to 97 % where they are lognormal (skewness 6), the least with 20 exact ones;
-    - 82 % to 95 % where they are the square of lognormal cheap ones;
-    - 67 % to 79 % where 2 % of the rows lie 20 standard deviations higher and 20 or 50 rows are exact, 87 % to 92 % with 100 or
+    - 90 % to 96 % where they are lognormal (skewness 6), the least with 20 exact ones;
+    - 82 % to 94 % where they are the square of lognormal cheap ones;
+    - 65 % to 80 % where 2 % of the rows lie 20 standard deviations higher and 20 or 50 rows are exact, 87 % to 92 % with 100 or
       120 and 95 % or more with 200: a subset that may miss the rows which make the mean cannot tell. Expect four such rows in it
       at least.
 

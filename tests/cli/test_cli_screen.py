@@ -36,7 +36,7 @@ def test_data_sets_are_ranked_flagged_and_reported(data: dict[str, Path], small_
     done = invoke(str(data["bought"]), f"ours={data['ours']}", *vectors, *options, "--out", str(out), "--json")
     assert done.exit_code == 0, done.exception
     record = json.loads(done.stdout)
-    assert record["sets"]["bought"] == {"rows": 13, "skipped": 1, "shards": 1, "unit": "line"}
+    assert record["sets"]["bought"] == {"rows": 13, "skipped": 1, "unanswered": 0, "shards": 1, "unit": "line"}
     assert [place["name"] for place in record["scores"]["optimism"]] == ["bought", "ours"]
     assert set(record["flagged"]) == {"bought"}
     assert Path(record["page"]).exists()

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import norm
+from scipy.stats import beta, norm
+from scipy.stats import t as student_t
 from sklearn.metrics import cohen_kappa_score, roc_auc_score
 
 from persona_lens.errors import ScreeningError
@@ -47,6 +48,23 @@ def test_the_interval_has_the_length_that_delongs_variance_gives() -> None:
     found = auc(a, b)
     assert found.high - found.low == pytest.approx(2 * 1.96 * np.sqrt(delong(a, b)), rel=0.01)
     assert found.high - found.value == pytest.approx(found.value - found.low, rel=0.05)
+
+
+def test_at_few_rows_it_is_that_of_a_share_known_as_well_as_the_auc() -> None:
+    rng = np.random.default_rng(6)
+    a, b = 0.7 + rng.normal(size=15), rng.normal(size=25)
+    found = auc(a, b)
+    n = found.value * (1 - found.value) / delong(a, b) * (1.959964 / student_t.ppf(0.975, 14)) ** 2
+    x = found.value * n
+    assert n < 45
+    assert (found.low, found.high) == pytest.approx((beta.ppf(0.025, x, n - x + 1), beta.ppf(0.975, x + 1, n - x)), rel=1e-5)
+
+
+def test_where_hardly_anything_overlaps_it_is_not_better_known_than_of_three_times_the_rows() -> None:
+    found = auc(np.append(np.arange(19.0) + 100, 88.5), np.arange(90.0))
+    assert found.value == pytest.approx(1 - 1 / 1800)
+    x = 60 * found.value
+    assert (found.low, found.high) == pytest.approx((beta.ppf(0.025, x, 61 - x), beta.ppf(0.975, x + 1, 60 - x)))
 
 
 def test_rows_of_one_prompt_are_added_up_also_across_the_sides() -> None:
@@ -261,7 +279,7 @@ def kappa_held(kappa: float, flagged: float, judged: float, rows: int, samples: 
     return float(np.mean(held))
 
 
-@pytest.mark.parametrize(("kappa", "share", "rows"), [(0.7, 0.05, 200), (0.3, 0.3, 200), (0.99, 0.05, 1000)])
+@pytest.mark.parametrize(("kappa", "share", "rows"), [(0.7, 0.05, 200), (0.3, 0.3, 200), (0.99, 0.05, 200)])
 def test_intervals_of_kappa_hold_the_truth(kappa: float, share: float, rows: int) -> None:
     assert 0.92 <= kappa_held(kappa, share, share, rows, 150) <= 1
 

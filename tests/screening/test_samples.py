@@ -343,6 +343,15 @@ def test_joint_p_values_are_those_of_ranking_the_reference_by_itself() -> None:
         np.testing.assert_allclose(joint_p_values(scores, reference, join), expected)
 
 
+def test_any_way_to_join_p_values_may_be_given() -> None:
+    rng = np.random.default_rng(6)
+    scores, reference = harmless(40, rng, ties=False), harmless(400, rng, ties=False)
+    turned = {k: reference[k] for k in ("judge", "screen")}
+    first = joint_p_values(scores, turned, lambda p: p[0])
+    np.testing.assert_allclose(first, joint_p_values({"screen": scores["screen"]}, {"screen": reference["screen"]}))
+    assert not np.allclose(first, joint_p_values(scores, turned, lambda p: p[1]))
+
+
 def test_a_single_score_has_nearly_its_own_p_values() -> None:
     rng = np.random.default_rng(2)
     values, reference = rng.normal(size=200), rng.normal(size=500)
@@ -384,6 +393,10 @@ def test_a_joint_rate_that_no_row_could_reach_is_refused() -> None:
     assert least > 1 / 51
     with pytest.raises(ScreeningError, match=rf"no row can have a joint p value below {least:.2g}, so a rate of 0\.01 flags none"):
         joint_flags(outlier, reference, 0.01)
+    with pytest.raises(ScreeningError, match=f"give {least / 0.01:.2g} times as many reference rows"):
+        joint_flags(outlier, reference, 0.01)
+    with pytest.raises(ScreeningError, match="no row can have"):
+        joint_flags(outlier, reference, float(0.99 * least))
     assert joint_flags(outlier, reference, float(least))[-1]
     with pytest.raises(ScreeningError, match=r"lies in \(0, 1\), not 1"):
         joint_flags(outlier, reference, 1.0)
