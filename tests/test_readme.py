@@ -99,7 +99,7 @@ def test_the_screening_example_runs(
     for trait in ("evil", "humor"):
         turned(small_run, trait, tmp_path / "runs" / trait)
     for name, level in (("bought", "II"), ("ours", "normal")):
-        chats = dataset("evil", level, rows=24)
+        chats = dataset("evil", level, rows=24 if name == "bought" else 80)
         write_transcripts(tmp_path / "data" / f"{name}.jsonl", [(str(i), chat) for i, chat in enumerate(chats)])
     monkeypatch.chdir(tmp_path)
     exec(compile(code, str(README), "exec"), {"pl": pl, "model": pocket})

@@ -647,7 +647,7 @@ def test_of_many_traits_a_verdict_tells_those_that_tell_most(run_folder: Path) -
     verdict = screen_verdict(run)
     assert "flat" not in verdict
     assert all(f"{t}: " in verdict for t in ("evil", "humor", "apathy"))
-    assert "1 other trait with smaller differences: see the report." in verdict
+    assert "1 other trait with less clear differences: see the report." in verdict
 
 
 def rewrite(path: Path, columns: Mapping[str, np.ndarray]) -> None:

@@ -40,7 +40,7 @@ def screen_verdict(run: ScreenRun | Screened) -> str:
     told_of = found.standings if len(found.standings) <= TOLD else sorted(found.standings, key=_telling, reverse=True)[:TOLD]
     said = [f"{short(s.trait)}: {_leading(found, s)}." for s in told_of]
     more = len(found.standings) - len(told_of)
-    rest = [f"{count(more, 'other trait')} with smaller differences: see the report."] if more else []
+    rest = [f"{count(more, 'other trait')} with less clear differences: see the report."] if more else []
     return " ".join([size, *said, *rest, _flagged_in_short(found)])
 
 

@@ -345,6 +345,7 @@ def test_other_sets_are_predicted_from_known_ones(pocket: ChatModel, vectors: pl
 # --- engines -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_ray_gives_the_same_files(pocket: ChatModel, vectors: pl.PersonaVectors, sets: dict[str, Any], tmp_path: Path) -> None:
     paths = {name: tmp_path / f"{name}.jsonl" for name in sets}
     for name, path in paths.items():

@@ -311,6 +311,7 @@ def test_known_sets_that_contradict_themselves() -> None:
         ((names, families, score, np.where(fourth, np.inf, outcome)), "known.outcome of data set 'f01/1' is not finite"),
         ((names, ("a",) * 12 + ("b",) * 12, score, outcome), "at least 3 families, not 2"),
         ((names, families, np.full(24, 0.1), outcome), "all known data sets score 0.1"),
+        ((names, families, np.tile([0.1 + 0.2, 0.3], 12), outcome), "all known data sets score 0.3"),
         ((names, families, score, outcome, (0.0, 10.0)), r"outcomes from 0 to 88.8485 lie beyond the bounds \(0.0, 10.0\)"),
         ((names, families, score, outcome, (1.0, 100.0)), "beyond the bounds"),
     ):

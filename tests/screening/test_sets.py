@@ -465,7 +465,8 @@ def test_sets_that_answer_the_same_prompts_are_compared_within_them() -> None:
     moved = {"a": data["a"], "b": RowScores(data["b"].exact[shuffled], None, data["b"].prompts[shuffled])}
     (again,) = rank_sets(moved).differences
     assert (again.low, again.high, again.p_value) == pytest.approx((d.low, d.high, d.p_value))
-    gaps = {k: RowScores(np.append(v.exact, [np.nan] * 3), None, np.append(v.prompts, [500, 501, 502])) for k, v in data.items()}
+    a = data["a"]
+    gaps = {**data, "a": RowScores(np.append(a.exact, [np.nan] * 3), None, np.append(a.prompts, [500, 501, 502]))}
     (with_gaps,) = rank_sets(gaps).differences
     assert (with_gaps.low, with_gaps.high) == pytest.approx((d.low, d.high))
     (apart,) = rank_sets({k: RowScores(v.exact) for k, v in data.items()}).differences
