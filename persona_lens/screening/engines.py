@@ -6,6 +6,7 @@ again by another: Ray restarts the actor.
 
 import logging
 import pickle
+import re
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -144,7 +145,8 @@ def _mapped(work: Sequence[Work], loading: "_Loading", workers: int, cpus: int, 
                 raise ScreeningError(row["error"])
             yield int(row["key"]), Files(row["table"], row["sums"])
     except RayError as error:
-        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        plain = re.sub("\x1b[^m]*m", "", str(error))
+        reason = next((line for line in plain.splitlines() if line.strip()), type(error).__name__)
         raise ScreeningError(
             f"Ray gave up ({reason}): what was finished is kept. Where a worker dies again and again, memory is the likely reason: "
             "give fewer workers, or shorter conversations (max_tokens)"
