@@ -65,6 +65,7 @@ def test_the_geometry_example_runs(small_run: ExtractionRun, tmp_path: Path, mon
     assert (tmp_path / "runs" / "geometry" / "report.html").exists()
 
 
+@pytest.mark.slow
 def test_the_monitoring_example_runs(
     pocket: ChatModel, small_run: ExtractionRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -78,6 +79,7 @@ def test_the_monitoring_example_runs(
     assert (tmp_path / "runs" / "monitor-chats" / "report.html").exists()
 
 
+@pytest.mark.slow
 def test_the_finetuning_example_runs(
     pocket: ChatModel, small_run: ExtractionRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

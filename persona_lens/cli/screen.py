@@ -192,11 +192,6 @@ def _skipped(run: "ScreenRun", name: str) -> list[str]:
 def _places(run: "ScreenRun", trait: str) -> list[dict[str, Any]]:
     """A trait's ranking as plain values."""
     from persona_lens.records import encoded
-    from persona_lens.screening import ranking, row_scores
-    from persona_lens.screening.sets import set_score
+    from persona_lens.screening import ranking
 
-    if len(run.sets) == 1:  # nothing to rank it among
-        (name,) = run.sets
-        scores = row_scores(run, name, trait)
-        return [{"name": name, "score": encoded(set_score(scores.exact, scores.cheap, prompts=scores.prompts))}]
     return json.loads(json.dumps(encoded(ranking(run, trait).sets)))

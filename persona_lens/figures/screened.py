@@ -19,8 +19,8 @@ from scipy.stats import rankdata
 from persona_lens.screening.calibration import Predicted
 from persona_lens.screening.files import read_columns
 from persona_lens.screening.flagging import Flags, load_flags
-from persona_lens.screening.ranking import load_predictions, scored_by
-from persona_lens.screening.run import ScreenRun, Signal
+from persona_lens.screening.ranking import SetSignal, load_predictions, row_scores, scored_by
+from persona_lens.screening.run import ScreenRun
 from persona_lens.screening.sets import Difference, Ranked, RowScores, SetScore, rank_sets, set_score
 from persona_lens.transcripts import Skipped
 
@@ -200,18 +200,13 @@ class _Rows:
         return set_score(self.exact[has], prompts=prompts), set_score(self.cheap[has], prompts=prompts)
 
 
-def _rows(run: ScreenRun, name: str, trait: str, by: Signal) -> _Rows:
-    """As `ranking.row_scores`, but what sets are scored by is found out once, not for every set."""
+def _rows(run: ScreenRun, name: str, trait: str, ranked: RowScores) -> _Rows:
     exact, cheap = (run.scores(name, trait, signal).astype(np.float64) for signal in ("difference", "cheap"))
-    prompts = run.prompts(name)
-    if by == "cheap":
-        return _Rows(exact, cheap, RowScores(cheap, None, prompts))
-    part = bool((np.isnan(exact) & np.isfinite(cheap)).any())
-    return _Rows(exact, cheap, RowScores(exact, cheap if part else None, prompts))
+    return _Rows(exact, cheap, ranked)
 
 
-def _standing(run: ScreenRun, trait: str, by: Signal) -> Standing:
-    rows = {name: _rows(run, name, trait, by) for name in run.sets}
+def _standing(run: ScreenRun, trait: str, by: SetSignal) -> Standing:
+    rows = {name: _rows(run, name, trait, ranked) for name, ranked in row_scores(run, trait, by).items()}
     unscored = {name: why for name, r in rows.items() if (why := _why_not(r.ranked))}
     sets, differences = _ranked({name: r.ranked for name, r in rows.items() if name not in unscored})
     values = {name: r.exact if run.signal == "difference" else r.cheap for name, r in rows.items()}
@@ -231,10 +226,10 @@ def _why_not(scores: RowScores) -> str | None:
 
 
 def _ranked(scores: Mapping[str, RowScores]) -> tuple[tuple[Ranked, ...], tuple[Difference, ...]]:
-    if len(scores) > 1:
-        found = rank_sets(scores)
-        return found.sets, found.differences
-    return tuple(Ranked(n, set_score(s.exact, s.cheap, prompts=s.prompts), 1, 1, 1) for n, s in scores.items()), ()
+    if not scores:
+        return (), ()
+    found = rank_sets(scores)
+    return found.sets, found.differences
 
 
 def _histograms(

@@ -15,9 +15,10 @@ from persona_lens.screening.sets import LEAST_PROMPTS, Ranking, RowScores, SetSc
 from persona_lens.store import read_json, write_json
 
 PREDICTIONS: Final = "predictions.json"
+SetSignal = Literal["difference", "cheap"]
 
 
-def scored_by(run: ScreenRun) -> Literal["difference", "cheap"]:
+def scored_by(run: ScreenRun) -> SetSignal:
     """What all sets of a run are scored by: projection differences where each set has enough own answers, else the cheap ones.
 
     One kind for all sets: cheap scores lie elsewhere than exact ones. A set needs own answers to all of its prompts, or to 20.
@@ -30,11 +31,19 @@ def scored_by(run: ScreenRun) -> Literal["difference", "cheap"]:
     return "difference"
 
 
-def row_scores(run: ScreenRun, name: str, trait: str, *, layer: int | None = None) -> RowScores:
-    """A set's projection differences with the cheap ones that stand in where there is no own answer; or the cheap ones alone,
-    where `scored_by` says so."""
+def row_scores(run: ScreenRun, trait: str, by: SetSignal | None = None, *, layer: int | None = None) -> dict[str, RowScores]:
+    """Each set's projection differences, with the cheap ones that stand in where there is no own answer; or the cheap ones alone.
+
+    Args:
+        by: which of these; default: what `scored_by` says.
+    """
+    by = by or scored_by(run)
+    return {name: _row_scores(run, name, trait, by, layer) for name in run.sets}
+
+
+def _row_scores(run: ScreenRun, name: str, trait: str, by: SetSignal, layer: int | None) -> RowScores:
     cheap, prompts = run.scores(name, trait, "cheap", layer=layer).astype(np.float64), run.prompts(name)
-    if scored_by(run) == "cheap":
+    if by == "cheap":
         return RowScores(cheap, None, prompts)
     exact = run.scores(name, trait, layer=layer).astype(np.float64)
     return RowScores(exact, cheap if (np.isnan(exact) & np.isfinite(cheap)).any() else None, prompts)
@@ -42,7 +51,7 @@ def row_scores(run: ScreenRun, name: str, trait: str, *, layer: int | None = Non
 
 def ranking(run: ScreenRun, trait: str, *, layer: int | None = None) -> Ranking:
     """The sets from the highest score for a trait to the lowest."""
-    return rank_sets({name: row_scores(run, name, trait, layer=layer) for name in run.sets})
+    return rank_sets(row_scores(run, trait, layer=layer))
 
 
 def scores_of_sets(run: ScreenRun, trait: str, *, layer: int | None = None) -> dict[str, SetScore]:

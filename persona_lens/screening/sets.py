@@ -132,10 +132,10 @@ def rank_sets(scores: Mapping[str, RowScores]) -> Ranking:
     simulated rankings of 4 to 24 sets that do not differ, 0 % to 5 % know any place better than "from first to last".
 
     Raises:
-        ScreeningError: fewer than two sets, or one that cannot be scored (it is named).
+        ScreeningError: no set, or one that cannot be scored (it is named).
     """
-    if len(scores) < 2:
-        raise ScreeningError(f"a ranking needs at least 2 data sets, not {len(scores)}: give more, or use set_score")
+    if not scores:
+        raise ScreeningError("there are no data sets to rank: give at least one")
     known: dict[Hashable, int] = {}
     found: dict[str, tuple[SetScore, Uncertainty]] = {}
     for name in sorted(scores):

@@ -52,6 +52,16 @@ def test_data_sets_are_ranked_flagged_and_reported(data: dict[str, Path], small_
     assert json.loads(again.stdout)["flagged"] is None
 
 
+def test_one_data_set_has_a_score_and_the_only_place(data: dict[str, Path], small_run: ExtractionRun, tmp_path: Path) -> None:
+    done = invoke(str(data["ours"]), "--vectors", str(small_run.path), "--own-share", "0", "--out", str(tmp_path / "out"), "--json")
+    assert done.exit_code == 0, done.exception
+    record = json.loads(done.stdout)
+    (place,) = record["scores"]["optimism"]
+    assert (place["name"], place["place"], place["best"], place["worst"]) == ("ours", 1, 1, 1)
+    assert place["score"]["low"] < place["score"]["mean"] < place["score"]["high"]
+    assert Path(record["page"]).exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

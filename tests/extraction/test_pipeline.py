@@ -171,6 +171,8 @@ def test_sums_of_other_rollouts_or_scores_are_not_taken_up(
         if stage == "activations" and done > 40:
             raise KeyboardInterrupt
 
+    unfinished_copy(small_run, run_folder)
+    (run_folder / "means.safetensors").unlink()
     with pytest.raises(KeyboardInterrupt):
         extract(pocket, "optimism", out=run_folder, settings=small_settings, progress=stop)
     (run_folder / "scores.jsonl").unlink()
@@ -202,9 +204,7 @@ def test_a_finished_run_is_not_computed_again(
     assert (small_run.path / "vectors.safetensors").stat().st_mtime_ns == before
 
 
-def test_an_empty_filter_is_noticed_before_the_activation_pass(
-    pocket: ChatModel, small_settings: ExtractionSettings, run_folder: Path
-) -> None:
+def test_an_empty_filter_is_noticed_before_the_activation_pass(pocket: ChatModel, run_folder: Path) -> None:
     stages: list[str] = []
     never = scripted(lambda trait, judged: Score(10.0, 90.0), name="never")
     with pytest.raises(FilterError):
@@ -213,21 +213,21 @@ def test_an_empty_filter_is_noticed_before_the_activation_pass(
             "optimism",
             judge=never,
             out=run_folder,
-            settings=replace(small_settings, neutral=0),
+            settings=replace(SHORT, neutral=0),
             progress=lambda stage, done, total: stages.append(stage),
         )
     assert "activations" not in stages
 
 
-def test_a_judge_that_loses_answers_is_named(pocket: ChatModel, small_settings: ExtractionSettings, run_folder: Path) -> None:
+def test_a_judge_that_loses_answers_is_named(pocket: ChatModel, run_folder: Path) -> None:
     class Forgetful:
         name = "forgetful"
 
         def __call__(self, trait: Trait, answers: Sequence[Judged], /) -> list[Score]:
             return [Score(60.0, 90.0) for _ in answers[1:]]
 
-    with pytest.raises(PersonaLensError, match="'forgetful' returned 219 scores for 220 answers"):
-        extract(pocket, "optimism", judge=Forgetful(), out=run_folder, settings=small_settings)
+    with pytest.raises(PersonaLensError, match="'forgetful' returned 199 scores for 200 answers"):
+        extract(pocket, "optimism", judge=Forgetful(), out=run_folder, settings=replace(SHORT, neutral=0))
 
 
 def test_other_batches_go_on_with_the_same_run(
@@ -284,12 +284,10 @@ def test_swapped_rollouts_are_noticed(
         extract(pocket, "optimism", out=run_folder, settings=small_settings)
 
 
-def test_an_empty_filter_result_keeps_rollouts_and_says_why(
-    pocket: ChatModel, small_settings: ExtractionSettings, run_folder: Path
-) -> None:
+def test_an_empty_filter_result_keeps_rollouts_and_says_why(pocket: ChatModel, run_folder: Path) -> None:
     never = scripted(lambda trait, judged: Score(10.0, 90.0), name="never")
     with pytest.raises(FilterError, match=r"0 questions survive.*positive: 0 of 100 kept \(100 on the wrong side"):
-        extract(pocket, "optimism", judge=never, out=run_folder, settings=replace(small_settings, neutral=0))
+        extract(pocket, "optimism", judge=never, out=run_folder, settings=replace(SHORT, neutral=0))
     assert len((run_folder / "rollouts.jsonl").read_text().splitlines()) == 200
     with pytest.raises(RunFolderError, match="not finished"):
         load_run(run_folder)
@@ -299,12 +297,15 @@ def test_unreadable_replies_are_gaps_not_zeros(
     small_run: ExtractionRun, pocket: ChatModel, small_settings: ExtractionSettings, run_folder: Path
 ) -> None:
     scores = {(r.text): s for r, s in zip(small_run.rollouts(), small_run.scores(), strict=True)}
+    unfinished_copy(small_run, run_folder)
+    for name in ("scores.jsonl", "means.safetensors"):
+        (run_folder / name).unlink()
 
     def moody(trait: Trait, judged: Judged) -> Score:
         score = scores[judged.answer]
         return Score(None, None, "no number in the reply") if len(judged.answer) % 5 == 0 else score
 
-    run = extract(pocket, "optimism", judge=scripted(moody, "moody"), out=run_folder, settings=small_settings)
+    run = extract(pocket, "optimism", judge=scripted(moody, "oracle"), out=run_folder, settings=small_settings)
     gaps = sum(len(r.text) % 5 == 0 for r in run.rollouts())
     assert sum(c["unscored"] for c in run.summary["counts"]) == gaps > 0
 

@@ -271,12 +271,12 @@ def test_a_part_of_the_own_answers_is_enough_for_a_set(pocket: ChatModel, vector
     some = screen(pocket, data, [vectors], settings=ScreenSettings(own_share=0.7, max_new_tokens=12), out=tmp_path / "x", **options)
     assert some.signal == "cheap"
     for name in data:
-        found = row_scores(some, name, "optimism")
+        found = row_scores(some, "optimism")[name]
         has = np.isfinite(found.exact)
         assert 20 <= has.sum() < len(has)
         np.testing.assert_allclose(found.exact[has], whole.scores(name, "optimism")[has], atol=0.05)
         assert found.cheap is not None
-        assert row_scores(whole, name, "optimism").cheap is None
+        assert row_scores(whole, "optimism")[name].cheap is None
     places = {s.name: s.score for s in ranking(some, "optimism").sets}
     assert places["one"].method == "regression"
     assert places["one"].low < whole.scores("one", "optimism").mean() < places["one"].high
@@ -290,11 +290,11 @@ def test_all_sets_are_scored_alike(pocket: ChatModel, vectors: pl.PersonaVectors
     assert found.record["sets"]["far"]["unanswered"] == 1
     assert found.record["sets"]["near"]["unanswered"] == 0
     np.testing.assert_array_equal(
-        row_scores(found, "near", "optimism").exact, found.scores("near", "optimism", "cheap").astype(float)
+        row_scores(found, "optimism")["near"].exact, found.scores("near", "optimism", "cheap").astype(float)
     )
     none = screen(pocket, sets, [vectors], layers=5, settings=FAST, out=tmp_path / "y")
     cheap = none.scores("II", "optimism", "cheap")
-    np.testing.assert_array_equal(row_scores(none, "II", "optimism").exact, cheap.astype(np.float64))
+    np.testing.assert_array_equal(row_scores(none, "optimism")["II"].exact, cheap.astype(np.float64))
     with pytest.raises(ScreeningError, match="there are no own answers"):
         none.mean_difference("II", "optimism")
 

@@ -14,7 +14,7 @@ from scipy.stats import ttest_1samp, ttest_ind, ttest_rel
 
 from persona_lens.errors import ScreeningError
 from persona_lens.records import decoded, encoded
-from persona_lens.screening.sets import Ranking, RowScores, SetScore, rank_sets, set_score
+from persona_lens.screening.sets import Ranked, Ranking, RowScores, SetScore, rank_sets, set_score
 from persona_lens.screening.uncertainty import Uncertainty, holm
 
 Draw = Callable[[np.ndarray, np.random.Generator], tuple[np.ndarray, np.ndarray]]
@@ -604,8 +604,15 @@ def test_scores_that_contradict_themselves() -> None:
         rank_sets({"even": RowScores(values), "uneven": uneven})
 
 
+def test_a_set_alone_has_the_only_place() -> None:
+    rows = sets({"a": 0.0})
+    found = rank_sets(rows)
+    assert found.sets == (Ranked("a", set_score(rows["a"].exact), 1, 1, 1),)
+    assert found.differences == found.neighbours == ()
+
+
 def test_rankings_name_the_set_that_cannot_be_scored() -> None:
-    with pytest.raises(ScreeningError, match="at least 2 data sets, not 1"):
-        rank_sets(sets({"a": 0.0}))
+    with pytest.raises(ScreeningError, match="no data sets to rank"):
+        rank_sets({})
     with pytest.raises(ScreeningError, match="data set 'empty': none of 4 rows has an exact score"):
         rank_sets({**sets({"a": 0.0}), "empty": RowScores(np.full(4, np.nan))})

@@ -25,7 +25,8 @@ from hypothesis import strategies as st
 
 from persona_lens.errors import ScreeningError
 from persona_lens.screening import sources
-from persona_lens.screening.sources import Shard, Source, open_data, read_places
+from persona_lens.screening.sources import Shard, Source, base, open_data, read_places, tables
+from persona_lens.screening.sources import text as texts
 from persona_lens.transcripts import Skipped, Transcript, read_transcripts, transcripts_of
 
 Rows = list[Transcript | Skipped]
@@ -317,7 +318,7 @@ def alike(a: Transcript | Skipped, b: Transcript | Skipped) -> bool:
 def test_shards_of_lines_are_the_file(content: bytes, rows: int, buffer: int) -> None:
     expected = whole_lines(content.replace(b'{"prompt": "a", "answer": "\xf0\x9f\x98\x80"}', json.dumps(said("a", "😀")).encode()))
     with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sources, "_BUFFER", buffer)
+        patch.setattr(base, "BUFFER", buffer)
         path = written(Path(folder), content)
         if not content.removeprefix(b"\xef\xbb\xbf").strip(b" \t\r\n"):
             with pytest.raises(ScreeningError, match="holds no rows|is empty"):
@@ -356,7 +357,7 @@ def test_lines_that_are_too_long_are_rows_that_are_skipped(content: bytes, rows:
     with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         source = open_data(written(Path(folder), content))
         all_of_them = read(source, rows)
-        patch.setattr(sources, "LONGEST", longest)
+        patch.setattr(texts, "LONGEST", longest)
         found = read(source, rows)
     assert [row.place for row in found] == list(sizes)
     for row, whole in zip(found, all_of_them, strict=True):
@@ -422,13 +423,13 @@ def test_a_document_is_refused_if_it_is_large_and_lines_are_not(tmp_path: Path, 
     document = written(tmp_path, json.dumps(records, indent=1), "document.json")
     long = written(tmp_path, lines(*records), "lines.json")
     for size, refused in ((document.stat().st_size, False), (document.stat().st_size - 1, True)):
-        monkeypatch.setattr(sources, "WHOLE", size)
+        monkeypatch.setattr(texts, "WHOLE", size)
         if refused:
             with pytest.raises(ScreeningError, match=r"not read at once \(at most \d+\): turn it into JSON lines"):
                 open_data(document)
         else:
             assert len(read(open_data(document))) == 10
-    monkeypatch.setattr(sources, "WHOLE", 1)
+    monkeypatch.setattr(texts, "WHOLE", 1)
     assert len(read(open_data(long))) == 10
     assert len(read(open_data(written(tmp_path, lines(*[PAIR] * 10), "lists.json")))) == 10
 
@@ -462,7 +463,7 @@ def test_shards_of_csv_are_what_was_written(
         writer.writerow(row)
     content = mark + (file.getvalue().removesuffix(end) if cut else file.getvalue())
     with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sources, "_BUFFER", 3)
+        patch.setattr(base, "BUFFER", 3)
         source = open_data(written(Path(folder), content, f"data.{kind}"))
         found = read(source, rows)
         assert list(source.shards(rows)) == list(source.shards(rows))
@@ -528,8 +529,8 @@ def test_records_that_are_too_long_move_no_others(text: str, rows: int, longest:
         source = open_data(path)
         whole = read(source, rows)
         with path.open("rb") as file:
-            sizes = [len((row.content or b"").removesuffix(b"\n")) for row in sources._Csv("csv", ",").cut(file, 18, 1)]
-        patch.setattr(sources, "LONGEST", longest)
+            sizes = [len((row.content or b"").removesuffix(b"\n")) for row in texts._Csv("csv", ",").cut(file, 18, 1)]
+        patch.setattr(texts, "LONGEST", longest)
         found = read(source, rows)
     assert len(found) == len(sizes)
     for row, before, size in zip(found, whole, sizes, strict=True):
@@ -677,7 +678,7 @@ def test_values_of_arrow_are_read_as_json_would_hold_them(kind: pa.DataType, val
     (row,) = read(open_data(tmp_path / "data.parquet"))
     assert (row.reason if isinstance(row, Skipped) else list(row.messages)) == expected
     for batch in data.to_batches():  # as a memory-mapped table holds them, which Parquet may change
-        (row,) = sources._table_rows(batch, 1, ["messages"], "'messages', 'other'")
+        (row,) = tables._table_rows(batch, 1, ["messages"], "'messages', 'other'")
         assert (row.reason if isinstance(row, Skipped) else list(row.messages)) == expected
 
 
@@ -706,7 +707,7 @@ def test_shards_of_parquet_are_the_files(sizes: list[int], group: int, rows: int
         for i in range(total)
     ]
     with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sources, "_BATCH", batch)
+        patch.setattr(tables, "_BATCH", batch)
         rest = iter(records)
         for number, size in enumerate(sizes):
             table(Path(folder) / f"{number}.parquet", [next(rest) for _ in range(size)], schema, row_group_size=group)
@@ -726,14 +727,14 @@ def test_reading_goes_on_where_it_stopped(tmp_path: Path) -> None:
     source = open_data(table(tmp_path / "data.parquet", MANY))
     shards = list(source.shards(5))
     shards[0].read()
-    held = sources._HELD.reader
+    held = tables._HELD.reader
     assert held.at == 5
     for shard in shards[1:]:
         shard.read()
-        assert sources._HELD.reader is held
+        assert tables._HELD.reader is held
     assert held.at == 40
     shards[3].read()
-    assert (sources._HELD.reader, held.at) == (held, 20)
+    assert (tables._HELD.reader, held.at) == (held, 20)
 
 
 def test_a_file_that_was_written_anew_is_not_read_from_memory(tmp_path: Path) -> None:
@@ -754,8 +755,8 @@ def test_columns_that_mean_nothing_are_not_read(tmp_path: Path) -> None:
     pq.write_table(data, tmp_path / "data.parquet")
     (row,) = read(open_data(tmp_path / "data.parquet"))
     assert simple(row) == [("user", "p"), ("assistant", "a")]
-    assert sources._table_rows(data.to_batches()[0], 1, ["prompt", "answer"], "") == [row]
-    assert sources._table_rows(data.to_batches()[0], 1, ["prompt", "answer", "blob"], "") == [Skipped(1, "not UTF-8")]
+    assert tables._table_rows(data.to_batches()[0], 1, ["prompt", "answer"], "") == [row]
+    assert tables._table_rows(data.to_batches()[0], 1, ["prompt", "answer", "blob"], "") == [Skipped(1, "not UTF-8")]
 
 
 def test_damage_in_one_row_group_hides_no_others(tmp_path: Path) -> None:
@@ -774,9 +775,9 @@ def test_damage_in_one_row_group_hides_no_others(tmp_path: Path) -> None:
 
 
 def opened_anew(path: Path) -> bool:
-    held = sources._HELD.reader
+    held = tables._HELD.reader
     next(open_data(path).shards(9)).read()
-    return sources._HELD.reader is not held
+    return tables._HELD.reader is not held
 
 
 def test_a_forked_process_shares_no_open_file(tmp_path: Path) -> None:
@@ -1219,9 +1220,7 @@ def test_a_table_that_lacks_rows_is_told(tmp_path: Path) -> None:
     source = open_data(path)
     shard = next(source.shards(50))
     other = table(tmp_path / "other.parquet", MANY[:30])
-    promised = sources._ParquetShard(
-        0, 1, tuple((sources._part(sources._File(other, other.stat().st_size)), 0, 40) for _ in range(1))
-    )
+    promised = tables._ParquetShard(0, 1, tuple((tables._part(base.File(other, other.stat().st_size)), 0, 40) for _ in range(1)))
     assert len(shard.read()) == 40
     for _ in range(2):
         with pytest.raises(ScreeningError, match="holds fewer rows than it says"):
