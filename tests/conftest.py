@@ -1,6 +1,7 @@
 """Shared fixtures: the pocket model, tiny random models of real architectures, and a small finished extraction."""
 
 import os
+import shutil
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -9,10 +10,11 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # one thread per worker, also in the pr
 
 import pytest
 import torch
+from filelock import FileLock
 from threadpoolctl import threadpool_limits
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from persona_lens.extraction import ExtractionRun, ExtractionSettings, extract
+from persona_lens.extraction import ExtractionRun, ExtractionSettings, extract, load_run
 from persona_lens.models import ChatModel, Sampling, load_model
 from persona_lens.pocket import weights_folder
 
@@ -39,8 +41,15 @@ def plain_pocket() -> PreTrainedModel:
 
 @pytest.fixture(scope="session")
 def small_run(pocket: ChatModel, tmp_path_factory: pytest.TempPathFactory) -> ExtractionRun:
-    """An extraction of one trait at one sample per prompt."""
-    return extract(pocket, "optimism", out=tmp_path_factory.mktemp("runs") / "optimism", settings=SMALL)
+    """An extraction of one trait at one sample per prompt; the first worker makes it, the others copy it."""
+    made = tmp_path_factory.getbasetemp().parent / "small_run" if "PYTEST_XDIST_WORKER" in os.environ else None
+    own = tmp_path_factory.mktemp("runs") / "optimism"
+    if made is None:
+        return extract(pocket, "optimism", out=own, settings=SMALL)
+    with FileLock(f"{made}.lock"):
+        extract(pocket, "optimism", out=made, settings=SMALL)
+    shutil.copytree(made, own)
+    return load_run(own)
 
 
 @pytest.fixture

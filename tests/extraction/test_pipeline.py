@@ -117,7 +117,7 @@ def test_unknown_pooling_gives_the_known_ones(small_run: ExtractionRun) -> None:
         small_run.vectors_for("response_means")
 
 
-@pytest.mark.parametrize("cut", [1, 30_000, 10**9])
+@pytest.mark.parametrize("cut", [pytest.param(1, marks=pytest.mark.slow), 30_000, 10**9])
 def test_an_interrupted_run_ends_bit_identical(
     small_run: ExtractionRun, pocket: ChatModel, small_settings: ExtractionSettings, run_folder: Path, cut: int
 ) -> None:

@@ -204,6 +204,7 @@ def test_divergence_from_the_base_is_zero_before_anything_is_learned(
     assert b.history[0]["loss"] > a.history[0]["loss"] + 0.05
 
 
+@pytest.mark.slow
 def test_staying_near_the_base_keeps_the_answers_nearer(pocket: ChatModel, chats: Any, tmp_path: Path) -> None:
     """Divergence of the next token from the base model, over one answer, after training with and without the penalty."""
     ids = torch.tensor([pocket.render(chats[0], answered=True)])

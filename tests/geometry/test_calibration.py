@@ -109,6 +109,7 @@ def test_every_interval_covers_the_truth(vectors: int, questions: int, reliabili
         assert LOW - slack <= share <= HIGH + slack, f"{name}: {share:.3f} of the intervals hold the truth (bias {bias:+.4f})"
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Mean of empty slice")
 def test_where_two_components_are_nearly_equal_their_intervals_are_hardly_ever_given() -> None:
     """Conditional on being given they would cover less: the threshold is what keeps them honest."""

@@ -35,7 +35,7 @@ def test_chance_components_are_not_significant() -> None:
     assert binomtest(int((found > 0).sum()), len(found)).proportion_ci(0.99).low <= 0.05
 
 
-@pytest.mark.parametrize(("vectors", "rank"), [(12, 1), (12, 3), (32, 4)])
+@pytest.mark.parametrize(("vectors", "rank"), [(12, 1), (12, 3), pytest.param(32, 4, marks=pytest.mark.slow)])
 def test_the_planted_rank_is_found(vectors: int, rank: int) -> None:
     found = significant(vectors, rank, 25)
     assert (found == rank).mean() >= 0.7, "three equal dimensions of twelve vectors are missed in a quarter of the draws"

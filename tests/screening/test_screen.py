@@ -276,6 +276,9 @@ def test_a_part_of_the_own_answers_is_enough_for_a_set(pocket: ChatModel, vector
         assert 20 <= has.sum() < len(has)
         np.testing.assert_allclose(found.exact[has], whole.scores(name, "optimism")[has], atol=0.05)
         assert found.cheap is not None
+        along = float(some.mean_difference(name, "optimism") @ vectors.unit(5))
+        assert along == pytest.approx(float(found.exact[has].mean()), abs=0.01)
+        assert pq.read_table(some.shards(name)[0])["own/optimism/5"].null_count == (~has).sum(), "no score is null, not NaN"
         assert row_scores(whole, "optimism")[name].cheap is None
     places = {s.name: s.score for s in ranking(some, "optimism").sets}
     assert places["one"].method == "regression"
