@@ -15,6 +15,8 @@ from torch import Tensor
 
 from persona_lens.errors import ActivationError
 from persona_lens.models import ChatModel, Dialogue, Interval, Pass, earlier_tokens, forward_pass
+from persona_lens.prompts import Prompt
+from persona_lens.sampling import Rollout
 
 Pooling = Literal["response_mean", "prompt_mean", "prompt_last"]
 POOLINGS: Final[tuple[Pooling, ...]] = ("response_mean", "prompt_mean", "prompt_last")
@@ -25,16 +27,26 @@ DEFAULT_BATCH_TOKENS: Final = 8192
 class Span:
     """One conversation as token ids, cut where the answer begins; `name` is what errors call it.
 
-    `earlier` says where the earlier answers of a dialogue lie in the prompt.
+    `earlier` says where the earlier answers of a dialogue lie in the prompt; `thinking` stands between prompt and answer.
     """
 
     name: str
     prompt: tuple[int, ...]
     answer: tuple[int, ...]
     earlier: tuple[Interval, ...] = ()
+    thinking: tuple[int, ...] = ()
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        return self.prompt + self.thinking + self.answer
 
     def __len__(self) -> int:
-        return len(self.prompt) + len(self.answer)
+        return len(self.prompt) + len(self.thinking) + len(self.answer)
+
+
+def rollout_span(model: ChatModel, prompt: Prompt, rollout: Rollout) -> Span:
+    """The span of a sampled answer."""
+    return Span(rollout.key, tuple(model.render(prompt.messages)), rollout.token_ids, thinking=rollout.thinking)
 
 
 def dialogue_span(name: str, conversation: Dialogue) -> Span:
@@ -75,7 +87,7 @@ def right_pad(spans: Sequence[Span], pad: int) -> tuple[Int[Tensor, "batch posit
     ids = torch.full((len(spans), width), pad, dtype=torch.long)
     mask = torch.zeros((len(spans), width), dtype=torch.long)
     for row, span in enumerate(spans):
-        ids[row, : len(span)] = torch.tensor(span.prompt + span.answer)
+        ids[row, : len(span)] = torch.tensor(span.ids)
         mask[row, : len(span)] = 1
     return ids, mask
 
@@ -97,7 +109,7 @@ def pooling_weights(spans: Sequence[Span], width: int) -> Float[Tensor, "batch p
     weights = torch.zeros(len(spans), len(POOLINGS), width)
     for row, span in enumerate(spans):
         p, n = len(span.prompt), len(span)
-        weights[row, 0, p:n] = 1.0 / (n - p)
+        weights[row, 0, n - len(span.answer) : n] = 1.0 / len(span.answer)
         weights[row, 1, :p] = 1.0 / p
         weights[row, 2, p - 1] = 1.0
     return weights

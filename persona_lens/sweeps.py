@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from persona_lens.activations import Span
+from persona_lens.activations import rollout_span
 from persona_lens.errors import SteeringError
 from persona_lens.evaluation import CapabilityTest, degeneracy
 from persona_lens.extraction.run import read_rollouts, read_scores
@@ -420,11 +420,7 @@ class _Sweep:
     def _divergences(self, unsteered: Sequence[Rollout], grid: Sequence[Cell]) -> Float[np.ndarray, " cell"]:
         """Mean next-token divergence of every cell over the first unsteered answer to each prompt."""
         prompts = {p.id: p for p in self._prompts(self.settings.polarity, range(self._questions))}
-        spans = [
-            Span(r.key, tuple(self.model.render(prompts[r.prompt_id].messages)), r.token_ids)
-            for r in unsteered
-            if r.sample == 0 and r.token_ids
-        ]
+        spans = [rollout_span(self.model, prompts[r.prompt_id], r) for r in unsteered if r.sample == 0 and r.token_ids]
         return next_token_divergences(self.model, spans, [self._made(c) for c in grid]).double().mean(-1).numpy()
 
     def _outside(self, rollouts: Sequence[Rollout]) -> list[bool] | None:

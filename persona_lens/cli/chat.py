@@ -130,13 +130,15 @@ class _Session:
                 [found] = generate_tokens(self.model, [ids], draws, sampling, earlier=earlier)
         live.show(found.token_ids)
         [reading] = seen.answers
-        self.messages = [*turns, {"role": "assistant", "content": self.model.decode(found.token_ids)}]
+        thinking, said = self.model.template.split(found.token_ids)
+        self.messages = [*turns, {"role": "assistant", "content": self.model.decode(said)}]
         self.turns += 1
-        lines = [] if found.token_ids else ["(no answer)"]
-        if reading.ids:
-            means = reading.values.mean(0).tolist()
+        lines = [] if said else ["(no answer)"]
+        values = reading.values[len(thinking) :]
+        if len(values):
+            means = values.mean(0).tolist()
             shown = [
-                f"{p.name} {mean:+.2f} {_bars(reading.values[:, k].tolist())}"
+                f"{p.name} {mean:+.2f} {_bars(values[:, k].tolist())}"
                 for k, (p, mean) in enumerate(zip(self.probes, means, strict=True))
             ]
             lines.append(f"\n    [projection: {', '.join(shown)}]")

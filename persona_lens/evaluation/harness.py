@@ -177,7 +177,7 @@ def _greedy(model: ChatModel, context: str, options: dict[str, Any]) -> str:
     sampling = Sampling(int(options.get("max_gen_toks", 256)), temperature=0.0)
     draws = uniforms(0, "harness", sampling.max_new_tokens)[None]
     [found] = generate_tokens(model, [_ids(model, context) or [model.stop_ids[0]]], draws, sampling)
-    text = model.decode(found.token_ids)
+    text = model.decode(model.template.split(found.token_ids)[1])
     stops = options.get("until") or []
     for stop in [stops] if isinstance(stops, str) else stops:
         text = text.split(stop)[0] if stop else text

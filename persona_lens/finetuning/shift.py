@@ -18,7 +18,7 @@ from jaxtyping import Float
 from safetensors.torch import save_file
 from torch import Tensor
 
-from persona_lens.activations import POOLINGS, Span, pool
+from persona_lens.activations import POOLINGS, Span, pool, rollout_span
 from persona_lens.errors import FinetuningError
 from persona_lens.evaluation import ScoreSettings, TraitScore, trait_answers, trait_scores
 from persona_lens.extraction.run import read_tensors
@@ -314,7 +314,8 @@ class _Shifts:
 
 def answer_spans(model: ChatModel, answers: Sequence[tuple[Prompt, Rollout]]) -> list[Span]:
     """Answers with their prompts; an empty answer is read at the token that ends it."""
-    return [Span(r.key, tuple(model.render(p.messages)), r.token_ids or model.stop_ids[:1]) for p, r in answers]
+    spans = [rollout_span(model, p, r) for p, r in answers]
+    return [span if span.answer else replace(span, answer=model.stop_ids[:1]) for span in spans]
 
 
 def pooled_spans(model: ChatModel, spans: Sequence[Span]) -> Float[Tensor, "span pooling layer d_model"]:

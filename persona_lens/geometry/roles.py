@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from safetensors.torch import save_file
 from torch import Tensor
 
-from persona_lens.activations import DEFAULT_BATCH_TOKENS, Span, pool
+from persona_lens.activations import DEFAULT_BATCH_TOKENS, pool, rollout_span
 from persona_lens.errors import GeometryError, PersonaLensError, UnknownNameError
 from persona_lens.extraction.run import read_rollouts, read_tensors
 from persona_lens.geometry.axes import axis_of
@@ -268,7 +268,7 @@ class _Roles:
         """Response means; NaN for answers without tokens."""
         found = torch.full((len(rows), self.model.n_layers, self.model.d_model), torch.nan)
         there = [i for i, r in enumerate(rollouts) if r.token_ids]
-        spans = [Span(rollouts[i].key, tuple(self.model.render(rows[i][0].messages)), rollouts[i].token_ids) for i in there]
+        spans = [rollout_span(self.model, rows[i][0], rollouts[i]) for i in there]
         for pooled in pool(self.model, spans, batch_tokens=self.settings.batch_tokens):
             found[[there[i] for i in pooled.indices]] = pooled.values[:, 0]
         return found

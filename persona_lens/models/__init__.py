@@ -7,6 +7,7 @@ from persona_lens.models.fingerprint import Fingerprint
 from persona_lens.models.generation import EndReason, Generated, Sampling, generate_tokens, uniforms
 from persona_lens.models.loading import ADAPTER_CONFIG, ADAPTER_WEIGHTS, load_model, require_adapter
 from persona_lens.models.passes import Pass, current_pass, earlier_tokens, forward_pass, row_aware
+from persona_lens.models.template import Template
 
 __all__ = [
     "ADAPTER_CONFIG",
@@ -20,6 +21,7 @@ __all__ = [
     "Message",
     "Pass",
     "Sampling",
+    "Template",
     "continuation",
     "converse_tokens",
     "current_pass",

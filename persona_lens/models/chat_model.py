@@ -3,7 +3,7 @@
 Layers count transformer blocks from 0: layer l is read and written at `blocks.{l}.hook_resid_post` (the paper's layer l + 1).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,19 +11,18 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
-from jinja2 import TemplateError
 from torch import Tensor
 
+from persona_lens.errors import PersonaLensError
 from persona_lens.models.dialogue import Interval, dialogue
 from persona_lens.models.fingerprint import Fingerprint
 from persona_lens.models.generation import Sampling, generate_tokens, uniforms
+from persona_lens.models.template import Message, Template
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-Message = Mapping[str, str]
-TEMPLATE_DATE = "26 Jul 2024"  # what Llama 3 templates fall back to
 Hook = Callable[..., Tensor | None]
 
 
@@ -33,7 +32,7 @@ class ChatModel:
 
     Attributes:
         bridge: the TransformerBridge; `bridge.original_model` is the Hugging Face model.
-        tokenizer: the model's own tokenizer, unchanged.
+        template: the chat template, and with it the model's own tokenizer, unchanged.
         fingerprint: what results remember of the model.
         stop_ids: every token id that ends an answer.
         trait_set: which shipped traits the model understands ("real" or "pocket").
@@ -41,7 +40,7 @@ class ChatModel:
     """
 
     bridge: "TransformerBridge"
-    tokenizer: "PreTrainedTokenizerBase"
+    template: Template
     fingerprint: Fingerprint
     stop_ids: tuple[int, ...]
     trait_set: str = "real"
@@ -52,9 +51,18 @@ class ChatModel:
         return self.fingerprint.name
 
     @property
+    def tokenizer(self) -> "PreTrainedTokenizerBase":
+        return self.template.tokenizer
+
+    @property
     def identity(self) -> dict[str, Any]:
-        """What a run must remember of the model: its fingerprint, and the system prompt if it has one."""
-        return self.fingerprint.as_dict() | ({"system": self.system} if self.system else {})
+        """What a run must remember of the model: its fingerprint, and what is unusual about its prompts."""
+        unusual = {
+            "system": self.system,
+            "system_role": None if self.template.system_role else "first user message",
+            "thinking": self.template.thinking or None,
+        }
+        return self.fingerprint.as_dict() | {name: value for name, value in unusual.items() if value}
 
     @property
     def n_layers(self) -> int:
@@ -83,6 +91,15 @@ class ChatModel:
         """Longest sequence the model is made for, in tokens, if its config says so."""
         return getattr(self.hf.config.get_text_config(), "max_position_embeddings", None)
 
+    def require_no_thinking(self, what: str) -> None:
+        """Raise where the model thinks before it answers.
+
+        Raises:
+            PersonaLensError: it does.
+        """
+        if self.template.thinking:
+            raise PersonaLensError(f"{what} does not tell thoughts from answers: load {self.name} without thinking")
+
     def hook_name(self, layer: int) -> str:
         """The hook point of a layer.
 
@@ -99,11 +116,14 @@ class ChatModel:
         """Hooks that are active inside the context and undone after it, also after an exception."""
         return self.bridge.hooks(fwd_hooks=list(hooks))
 
-    def render(self, messages: Sequence[Message], *, answered: bool = False) -> list[int]:
-        """Token ids of a conversation up to the point where the answer begins; with `answered`, of one that ends with an answer."""
+    def render(self, messages: Sequence[Message], *, answered: bool = False, thinking: bool | None = None) -> list[int]:
+        """Token ids of a conversation up to the point where the answer begins; with `answered`, of one that ends with an answer.
+
+        `thinking` is for rendering otherwise than the model was loaded (see `Template.ids`).
+        """
         if self.system and not (messages and messages[0]["role"] == "system"):
             messages = [{"role": "system", "content": self.system}, *messages]
-        return rendered_ids(self.tokenizer, messages, answered=answered)
+        return self.template.ids(messages, answered=answered, thinking=thinking)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         return cast(str, self.tokenizer.decode(list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
@@ -118,13 +138,13 @@ class ChatModel:
         top_p: float = 1.0,
         seed: int = 0,
     ) -> list[str]:
-        """`n` answers to a user message, a conversation, or the token ids of a rendered one."""
+        """`n` answers to a user message, a conversation, or the token ids of a rendered one, without what was thought before."""
         ids = self._ids(prompt)
         sampling = Sampling(max_new_tokens, temperature, top_p)
         draws = np.stack([uniforms(seed, f"generate#{i}", max_new_tokens) for i in range(n)])
         earlier = None if _is_ids(prompt) else lambda: [self._earlier(cast("str | Sequence[Message]", prompt))] * n
         found = generate_tokens(self, [ids] * n, draws, sampling, earlier=earlier)
-        return [self.decode(g.token_ids) for g in found]
+        return [self.decode(self.template.split(g.token_ids)[1]) for g in found]
 
     def chat(self, message: str | Sequence[Message], *, system: str | None = None, **options: Any) -> str:
         """One answer. `options` are those of `generate`."""
@@ -149,21 +169,3 @@ class ChatModel:
 
 def _is_ids(prompt: str | Sequence[Message] | Sequence[int]) -> bool:
     return not isinstance(prompt, str) and isinstance(prompt[0], int)
-
-
-def rendered_ids(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message], *, answered: bool = False) -> list[int]:
-    """Token ids of a conversation by the tokenizer's chat template, up to the point where the answer begins.
-
-    Templates that show a date are given a fixed one: the same conversation has the same ids on every day.
-
-    Raises:
-        ValueError: the template refuses the conversation (some allow no system prompt).
-    """
-    conversation = [dict(m) for m in messages]
-    try:
-        rendered = tokenizer.apply_chat_template(
-            conversation, tokenize=True, add_generation_prompt=not answered, return_dict=True, date_string=TEMPLATE_DATE
-        )
-    except TemplateError as error:
-        raise ValueError(f"the chat template refuses the conversation: {error}") from error
-    return list(cast(Mapping[str, list[int]], rendered)["input_ids"])

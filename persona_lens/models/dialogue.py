@@ -1,12 +1,12 @@
 """A conversation as token ids, with the place of every assistant turn among them.
 
-Places come from the chat template's own prefixes: what it renders before a turn must be the beginning of what it renders after
-it. Nothing is searched for in the text.
+Places come from the chat template's own prefixes: what it renders before a turn must be the beginning of the whole. Templates of
+models that think may render an answer that lies in the past without the place for thoughts before it: then that is the prefix.
+Nothing is searched for in the text.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ class Dialogue:
 
     Attributes:
         ids: up to the end of the last assistant turn, or up to where the next answer begins.
-        answers: [start, stop) of each assistant turn that is in the ids, without its end-of-turn token.
+        answers: [start, stop) of each assistant turn that is in the ids, without thoughts and without its end-of-turn token.
     """
 
     ids: tuple[int, ...]
@@ -41,17 +41,21 @@ def dialogue(model: "ChatModel", messages: Sequence["Message"]) -> Dialogue:
     for number, i in enumerate(turns, start=1):
         _require_no_stop(model, messages[i]["content"], number)
     answered = messages[-1]["role"] == "assistant"
+    whole = model.render(messages, answered=answered)
     answers: list[Interval] = []
-    prefixes: list[list[int]] = []
     for number, i in enumerate(turns, start=1):
-        before, after = model.render(messages[:i]), model.render(messages[: i + 1], answered=True)
-        prefixes += [before, after]
-        answers.append(_answer(model, after, len(before), number, last=i == len(messages) - 1))
-    whole = prefixes[-1] if answered else model.render(messages)
-    for number, (before, after) in enumerate(pairwise([*prefixes, whole])):
-        if after[: len(before)] != before:
-            raise ValueError(_rewritten(model, number // 2 + 1))
+        start = len(_before(model, messages[:i], whole, number))
+        answers.append(_answer(model, whole, start, number, last=i == len(messages) - 1))
     return Dialogue(tuple(whole[: answers[-1][1]] if answered else whole), tuple(answers))
+
+
+def _before(model: "ChatModel", messages: Sequence["Message"], whole: Sequence[int], number: int) -> list[int]:
+    """What the template renders before an assistant turn, as it stands at the beginning of the whole conversation."""
+    for thinking in (None, True) if model.template.switchable else (None,):
+        before = model.render(messages, thinking=thinking)
+        if whole[: len(before)] == before:
+            return before
+    raise ValueError(_rewritten(model, number))
 
 
 def message_spans(model: "ChatModel", messages: Sequence["Message"]) -> tuple[Dialogue, tuple[Interval, ...]]:
@@ -72,8 +76,7 @@ def message_spans(model: "ChatModel", messages: Sequence["Message"]) -> tuple[Di
             continue
         following = [j for j in range(i, len(messages)) if messages[j]["role"] == "assistant"]
         upto = following[0] if following else len(messages)
-        earlier = sum(m["role"] == "assistant" for m in messages[:upto])
-        whole = found.ids[: found.answers[earlier][0]] if following else found.ids
+        whole = model.render(messages[:upto]) if following else found.ids
         spans.append(_difference(whole, model.render([*messages[:i], {**message, "content": ""}, *messages[i + 1 : upto]])))
     return found, tuple(spans)
 
@@ -94,11 +97,9 @@ def last_answer(model: "ChatModel", messages: Sequence["Message"]) -> Dialogue:
     """
     number = sum(m["role"] == "assistant" for m in messages)
     _require_no_stop(model, messages[-1]["content"], number)
-    before, after = model.render(messages[:-1]), model.render(messages, answered=True)
-    start, stop = _answer(model, after, len(before), number, last=True)
-    if after[: len(before)] != before:
-        raise ValueError(_rewritten(model, number))
-    return Dialogue(tuple(after[:stop]), ((start, stop),))
+    whole = model.render(messages, answered=True)
+    start, stop = _answer(model, whole, len(_before(model, messages[:-1], whole, number)), number, last=True)
+    return Dialogue(tuple(whole[:stop]), ((start, stop),))
 
 
 def continuation(model: "ChatModel", messages: Sequence["Message"], message: "Message") -> tuple[int, ...]:
@@ -140,6 +141,7 @@ def _answer(model: "ChatModel", ids: Sequence[int], start: int, number: int, *, 
     if stop is None and not last:
         raise ValueError(f"assistant turn {number} of the conversation does not end with one of {model.name}'s stop tokens")
     stop = len(ids) if stop is None else stop
+    start += model.template.after_thoughts(ids[start:stop]) or 0
     if stop == start:
         raise ValueError(f"assistant turn {number} of the conversation has no tokens")
     return start, stop

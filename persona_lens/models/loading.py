@@ -19,8 +19,9 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from persona_lens.errors import ModelLoadError
-from persona_lens.models.chat_model import TEMPLATE_DATE, ChatModel, rendered_ids
+from persona_lens.models.chat_model import ChatModel
 from persona_lens.models.fingerprint import fingerprint
+from persona_lens.models.template import checked_template, probe_ids
 from persona_lens.pocket import POCKET_NAME, TRAIT_SET_FIELD, weights_folder
 from persona_lens.store import read_json
 
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Hooks = Literal["residual", "full"]
-_PROBE = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "How are you today?"}]
-_PROBE_ANSWER = {"role": "assistant", "content": "Fine, thank you."}
 FULL_TOLERANCE = 1e-3
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -62,7 +61,12 @@ def _bar_on_terminals_only() -> Generator[None]:
 
 
 def load_model(
-    source: Any, *, device: str | torch.device | None = None, dtype: torch.dtype | str | None = None, hooks: Hooks = "residual"
+    source: Any,
+    *,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | str | None = None,
+    hooks: Hooks = "residual",
+    thinking: bool = False,
 ) -> ChatModel:
     """Load a chat model.
 
@@ -73,6 +77,7 @@ def load_model(
             or a bridge stays where it is.
         dtype: default: float32 on the CPU, the config's dtype on a GPU. A pair or a bridge keeps its own.
         hooks: "residual" maps the blocks only (exact and fast), "full" gives every hook point of TransformerLens.
+        thinking: let a model that thinks on demand (Qwen3) think before it answers. What it thinks is kept apart from its answers.
 
     Raises:
         ModelLoadError: nothing can be loaded from the source, or a check failed (which one, and what to do).
@@ -83,14 +88,14 @@ def load_model(
     if hooks not in ("residual", "full"):
         raise ModelLoadError(f"hooks={hooks!r} is unknown: use 'residual' or 'full'")
     if isinstance(source, TransformerBridge):
-        return _from_bridge(source)
+        return _from_bridge(source, thinking)
     if isinstance(source, tuple):
         model, tokenizer = cast("tuple[PreTrainedModel, PreTrainedTokenizerBase]", source)
         name = str(getattr(model.config, "_name_or_path", "") or type(model).__name__)
     else:
         where = _device(device)
         model, tokenizer, name = _from_pretrained(str(source), where, dtype)
-    return _host(model, tokenizer, name, hooks)
+    return _host(model, tokenizer, name, hooks, thinking)
 
 
 def _from_pretrained(source: str, device: torch.device, dtype: torch.dtype | str | None) -> Any:
@@ -163,34 +168,34 @@ def _network() -> str:
     )
 
 
-def _host(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", name: str, hooks: Hooks) -> ChatModel:
+def _host(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", name: str, hooks: Hooks, thinking: bool) -> ChatModel:
     """Bridge a plain model and verify the result against the plain forward pass."""
     with _quiet_import():
         from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
     if any(isinstance(module, GeneralizedComponent) for module in model.modules()):
         raise ModelLoadError(f"{name} is already hosted by a TransformerBridge: pass that bridge to load_model instead")
-    _check_template(tokenizer, name)
+    template = checked_template(tokenizer, name, thinking=thinking)
     if not model.config.architectures:
         model.config.architectures = [type(model).__name__]
     identity = fingerprint(model, tokenizer, name)
-    ids = _probe_ids(tokenizer, model)
+    ids = torch.tensor([probe_ids(template)], device=next(model.parameters()).device)
     with torch.inference_mode():
         plain = model(ids, output_hidden_states=True, use_cache=False)
     bridge = _slim_bridge(model, name) if hooks == "residual" else _full_bridge(model, tokenizer, name)
-    chat_model = ChatModel(bridge, tokenizer, identity, stop_ids(model, tokenizer), _trait_set(model))
+    chat_model = ChatModel(bridge, template, identity, stop_ids(model, tokenizer), _trait_set(model))
     _check_residuals(chat_model, ids, plain, exact=hooks == "residual")
     return chat_model
 
 
-def _from_bridge(bridge: "TransformerBridge") -> ChatModel:
+def _from_bridge(bridge: "TransformerBridge", thinking: bool) -> ChatModel:
     """Take a bridge the user booted as it is (its weights were replaced by TransformerLens modules; names stay theirs)."""
     model = cast("PreTrainedModel", bridge.original_model)
     tokenizer = cast("PreTrainedTokenizerBase | None", bridge.tokenizer)
     if tokenizer is None:
         raise ModelLoadError("the TransformerBridge has no tokenizer: set bridge.tokenizer to the model's tokenizer first")
     name = str(bridge.cfg.model_name or "bridge")
-    _check_template(tokenizer, name)
-    return ChatModel(bridge, tokenizer, fingerprint(model, tokenizer, name), stop_ids(model, tokenizer), _trait_set(model))
+    template = checked_template(tokenizer, name, thinking=thinking)
+    return ChatModel(bridge, template, fingerprint(model, tokenizer, name), stop_ids(model, tokenizer), _trait_set(model))
 
 
 def _trait_set(model: "PreTrainedModel") -> str:
@@ -262,31 +267,6 @@ def stop_ids(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> 
     if not found:
         raise ModelLoadError("the model names no end token in its tokenizer, config or generation config: answers would never end")
     return tuple(found)
-
-
-def _check_template(tokenizer: "PreTrainedTokenizerBase", name: str) -> None:
-    """The chat template exists, opens with one BOS at most, and renders a prefix that stays one when the answer is appended."""
-    if not tokenizer.chat_template:
-        raise ModelLoadError(f"{name} has no chat template: use a chat (instruct) model, or set tokenizer.chat_template")
-    try:
-        prefix = str(tokenizer.apply_chat_template(_PROBE, tokenize=False, add_generation_prompt=True, date_string=TEMPLATE_DATE))
-        whole = str(tokenizer.apply_chat_template([*_PROBE, _PROBE_ANSWER], tokenize=False, date_string=TEMPLATE_DATE))
-    except Exception as error:  # jinja raises whatever the template asks for
-        raise ModelLoadError(
-            f"the chat template of {name} cannot render a system, user, assistant conversation: {error}"
-        ) from error
-    if not whole.startswith(prefix):
-        raise ModelLoadError(
-            f"the chat template of {name} changes the prompt when the answer is appended: token spans would be wrong"
-        )
-    bos = tokenizer.bos_token_id
-    n_bos = sum(token == bos for token in rendered_ids(tokenizer, _PROBE))
-    if bos is not None and n_bos > 1 and bos != tokenizer.eos_token_id:
-        raise ModelLoadError(f"the chat template of {name} renders {n_bos} BOS tokens: there must be one")
-
-
-def _probe_ids(tokenizer: "PreTrainedTokenizerBase", model: "PreTrainedModel") -> Tensor:
-    return torch.tensor([rendered_ids(tokenizer, _PROBE)], device=next(model.parameters()).device)
 
 
 def _check_residuals(model: ChatModel, ids: Tensor, plain: Any, *, exact: bool) -> None:

@@ -58,8 +58,9 @@ def converse(
 
     Raises:
         PersonaLensError: a script without messages, whose first answer does not fit into the context, or which the chat template
-            cannot continue after an answer.
+            cannot continue after an answer; or a model that thinks.
     """
+    model.require_no_thinking("a sampled conversation")
     talks = [_Talk(model, script, sampling) for script in scripts]
     with within or nullcontext():
         for start in range(0, len(talks), batch_rows):

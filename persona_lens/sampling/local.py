@@ -48,9 +48,8 @@ def sample(
             )
             for i, answer in zip(batch, answers, strict=True):
                 prompt, number = rows[i]
-                rollouts[i] = Rollout(
-                    prompt.id, number, seed, len(ids[i]), answer.token_ids, model.decode(answer.token_ids), answer.end
-                )
+                thinking, said = model.template.split(answer.token_ids)
+                rollouts[i] = Rollout(prompt.id, number, seed, len(ids[i]), said, model.decode(said), answer.end, thinking)
     return [rollout for rollout in rollouts if rollout is not None]
 
 

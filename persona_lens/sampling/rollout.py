@@ -12,7 +12,11 @@ Row = tuple[Prompt, int]  # a prompt and the number of its sample
 
 @dataclass(frozen=True)
 class Rollout:
-    """One answer: token ids without the end token, its text, and why it ended."""
+    """One answer: token ids without the end token, its text, and why it ended.
+
+    `thinking` are the tokens that a thinking model sampled before the answer; they are in no text and in no average.
+    `gap` says why an answer that a server gave could not be used: the rollout then has no tokens.
+    """
 
     prompt_id: str
     sample: int
@@ -21,13 +25,15 @@ class Rollout:
     token_ids: tuple[int, ...]
     text: str
     end: EndReason
+    thinking: tuple[int, ...] = ()
+    gap: str | None = None
 
     @property
     def key(self) -> str:
         return f"{self.prompt_id}#{self.sample}"
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        return {k: v for k, v in asdict(self).items() if v or k not in ("thinking", "gap")}
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> "Rollout":
@@ -39,6 +45,8 @@ class Rollout:
             tuple(record["token_ids"]),
             record["text"],
             record["end"],
+            tuple(record.get("thinking", ())),
+            record.get("gap"),
         )
 
 

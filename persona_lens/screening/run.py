@@ -242,6 +242,7 @@ def screen(
     settings = settings or ScreenSettings()
     directions = directions_of(model, vectors, layers)
     _require_free(model)
+    model.require_no_thinking("screening")
     if len({r.name for r in rivals}) < len(rivals):
         raise ScreeningError(
             f"rivals need different names, not {[r.name for r in rivals]}: their scores would overwrite each other"

@@ -10,7 +10,7 @@ import torch
 from persona_lens.activations import dialogue_span, pool, right_pad, span_pass
 from persona_lens.errors import SteeringError
 from persona_lens.extraction import ExtractionRun
-from persona_lens.models import ChatModel, Dialogue, Sampling, dialogue, forward_pass, generate_tokens
+from persona_lens.models import ChatModel, Dialogue, Sampling, Template, dialogue, forward_pass, generate_tokens
 from persona_lens.steering import Intervention, ablate, add, steer
 
 TURNS = [
@@ -46,10 +46,10 @@ def test_a_dialogue_that_cannot_be_told_apart_is_refused(pocket: ChatModel) -> N
     template = str(pocket.tokenizer.chat_template)
     rewriting.chat_template = "{% if messages|length > 3 %}<|im_start|>{% endif %}" + template
     with pytest.raises(ValueError, match="differently after assistant turn 1"):
-        dialogue(replace(pocket, tokenizer=rewriting), TURNS)
+        dialogue(replace(pocket, template=Template(rewriting)), TURNS)
     with pytest.raises(ValueError, match="assistant turn 1 of the conversation does not end with one of"):
         dialogue(replace(pocket, stop_ids=pocket.stop_ids[1:]), TURNS)
-    other = replace(pocket, tokenizer=rewriting)
+    other = replace(pocket, template=Template(rewriting))
     assert other.chat(TURNS, max_new_tokens=2)
     with pytest.raises(ValueError, match="does not end with an answer"):
         dialogue_span("open", dialogue(pocket, TURNS))

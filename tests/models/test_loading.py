@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from families import tiny
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from persona_lens.errors import ModelLoadError
 from persona_lens.models import ChatModel, load_model
@@ -16,32 +17,6 @@ from persona_lens.models.loading import stop_ids
 from persona_lens.pocket import weights_folder
 
 MESSAGES = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "How should I handle my dog?"}]
-ARCHITECTURES: dict[str, dict[str, Any]] = {
-    "qwen2": {},
-    "qwen3": {"head_dim": 16},
-    "llama": {},
-    "mistral": {"sliding_window": None},
-    "gemma2": {"head_dim": 16, "query_pre_attn_scalar": 16},
-}
-
-
-def tiny(model_type: str, vocabulary: int, **extra: Any) -> PreTrainedModel:
-    torch.manual_seed(0)
-    config = AutoConfig.for_model(
-        model_type,
-        vocab_size=vocabulary,
-        hidden_size=64,
-        intermediate_size=96,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=256,
-        bos_token_id=None,
-        eos_token_id=vocabulary - 1,
-        pad_token_id=0,
-        **extra,
-    )
-    return AutoModelForCausalLM.from_config(config).eval()
 
 
 def residuals(model: ChatModel, ids: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
@@ -53,26 +28,6 @@ def residuals(model: ChatModel, ids: torch.Tensor) -> tuple[list[torch.Tensor], 
     with torch.inference_mode(), model.hooks([(model.hook_name(i), keep(i)) for i in range(model.n_layers)]):
         logits = model.hf(ids, use_cache=False).logits
     return [seen[i] for i in range(model.n_layers)], logits
-
-
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_a_hosted_model_gives_the_residuals_and_logits_of_plain_transformers(
-    architecture: str, tokenizer: PreTrainedTokenizerBase
-) -> None:
-    plain = tiny(architecture, len(tokenizer), **ARCHITECTURES[architecture])
-    twin = copy.deepcopy(plain)
-    model = load_model((plain, tokenizer))
-    ids = torch.tensor([model.render(MESSAGES)])
-    with torch.inference_mode():
-        expected = twin(ids, output_hidden_states=True, use_cache=False)
-        normed = twin.model.norm
-    ours, logits = residuals(model, ids)
-    assert torch.equal(logits, expected.logits)
-    for layer in range(model.n_layers - 1):
-        assert torch.equal(ours[layer], expected.hidden_states[layer + 1])
-    with torch.inference_mode():
-        assert torch.equal(normed(ours[-1]), expected.hidden_states[-1])
-    assert not torch.allclose(ours[-1], expected.hidden_states[-1]), "the last residual is taken before the final norm"
 
 
 def test_the_full_bridge_has_attention_hooks_and_the_same_residuals(
@@ -227,10 +182,10 @@ def test_a_chosen_dtype_is_kept(pocket: ChatModel) -> None:
 
 
 def test_a_model_that_the_hooks_cannot_be_checked_on_is_refused(tokenizer: PreTrainedTokenizerBase) -> None:
-    noisy = tiny("llama", len(tokenizer), attention_dropout=0.5).train()
+    noisy = tiny("llama3", tokenizer, attention_dropout=0.5).train()
     with pytest.raises(ModelLoadError, match="differs from plain transformers"):
         load_model((noisy, tokenizer))
-    broken = tiny("llama", len(tokenizer))
+    broken = tiny("llama3", tokenizer)
     with torch.no_grad():
         broken.model.norm.weight[0] = float("nan")
     with pytest.raises(ModelLoadError, match="logits differs from plain transformers by nan"):
@@ -244,19 +199,8 @@ def test_another_vocabulary_is_another_lineage(plain_pocket: PreTrainedModel, to
 
 
 def test_another_shape_is_another_lineage(tokenizer: PreTrainedTokenizerBase) -> None:
-    shapes = [fingerprint(tiny(a, len(tokenizer)), tokenizer, "a").lineage for a in ("llama", "qwen2")]
+    shapes = [fingerprint(tiny(a, tokenizer), tokenizer, "a").lineage for a in ("llama3", "qwen2")]
     assert shapes[0] != shapes[1]
-
-
-def test_a_template_that_refuses_a_system_prompt_is_refused(
-    plain_pocket: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
-) -> None:
-    strict = copy.deepcopy(tokenizer)
-    strict.chat_template = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + str(
-        tokenizer.chat_template
-    )
-    with pytest.raises(ModelLoadError, match="cannot render a system, user, assistant conversation: no system role"):
-        load_model((plain_pocket, strict))
 
 
 def test_a_bridge_without_tokenizer_is_refused(plain_pocket: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

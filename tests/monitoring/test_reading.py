@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import persona_lens.monitoring.reading as reading_module
 from persona_lens.errors import ActivationError, LineageError, MonitoringError
 from persona_lens.extraction import ExtractionRun
-from persona_lens.models import ChatModel
+from persona_lens.models import ChatModel, Template
 from persona_lens.monitoring import Probe, as_probes, probe, read, read_turns, render
 from persona_lens.monitoring.reading import token_texts
 from persona_lens.steering import add, plan
@@ -120,7 +120,7 @@ def test_a_template_that_refuses_is_a_reason_and_no_crash(pocket: ChatModel) -> 
     refusing = deepcopy(pocket.tokenizer)
     refusing.chat_template = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}x"
     with pytest.raises(ValueError, match="the chat template refuses the conversation: no system"):
-        render(replace(pocket, tokenizer=refusing), "chat", CHAT)
+        render(replace(pocket, template=Template(refusing)), "chat", CHAT)
 
 
 def test_thinking_that_never_ends_is_all_thinking(pocket: ChatModel) -> None:
