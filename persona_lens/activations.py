@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from persona_lens.errors import ActivationError
-from persona_lens.models import ChatModel, Dialogue, Interval, Pass, earlier_tokens, forward_pass
+from persona_lens.models import ChatModel, Dialogue, Interval, Pass, earlier_tokens, forward_pass, in_parts
 from persona_lens.prompts import Prompt
 from persona_lens.sampling import Rollout
 
@@ -123,7 +123,7 @@ def _reducer(
     out: Float[Tensor, "batch pooling layer d_model"], place: int, weights: Float[Tensor, "batch pooling position"], last: bool
 ) -> Any:
     def hook(residual: Tensor, hook: Any) -> None:  # noqa: ARG001
-        out[:, :, place] = torch.bmm(weights, residual.float())
+        out[:, :, place] = torch.bmm(weights.to(residual.device), residual.float()).to(out.device)
         if last:
             raise _Enough
 
@@ -153,10 +153,9 @@ def pool(
     for span in spans:
         check_span(span, model)
     for indices in token_batches(spans, batch_tokens):
-        batch = [spans[i] for i in indices]
-        values = _pool_batch(model, batch, read)
-        _check_finite(values, batch, model, read)
-        yield Pooled(tuple(indices), values)
+        for part, values in in_parts(indices, lambda part: _pool_batch(model, [spans[i] for i in part], read)):
+            _check_finite(values, [spans[i] for i in part], model, read)
+            yield Pooled(tuple(part), values)
 
 
 @torch.inference_mode()

@@ -5,9 +5,11 @@ from persona_lens.models.conversing import converse_tokens
 from persona_lens.models.dialogue import Dialogue, Interval, continuation, dialogue, last_answer, message_spans
 from persona_lens.models.fingerprint import Fingerprint
 from persona_lens.models.generation import EndReason, Generated, Sampling, generate_tokens, uniforms
-from persona_lens.models.loading import ADAPTER_CONFIG, ADAPTER_WEIGHTS, load_model, require_adapter
+from persona_lens.models.loading import load_model
+from persona_lens.models.memory import MemoryEstimate, Quantize, estimate_memory, in_parts
 from persona_lens.models.passes import Pass, current_pass, earlier_tokens, forward_pass, row_aware
 from persona_lens.models.template import Template
+from persona_lens.models.weights import ADAPTER_CONFIG, ADAPTER_WEIGHTS, require_adapter
 
 __all__ = [
     "ADAPTER_CONFIG",
@@ -18,8 +20,10 @@ __all__ = [
     "Fingerprint",
     "Generated",
     "Interval",
+    "MemoryEstimate",
     "Message",
     "Pass",
+    "Quantize",
     "Sampling",
     "Template",
     "continuation",
@@ -27,8 +31,10 @@ __all__ = [
     "current_pass",
     "dialogue",
     "earlier_tokens",
+    "estimate_memory",
     "forward_pass",
     "generate_tokens",
+    "in_parts",
     "last_answer",
     "load_model",
     "message_spans",

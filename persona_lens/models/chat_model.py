@@ -79,7 +79,8 @@ class ChatModel:
 
     @property
     def device(self) -> torch.device:
-        return next(self.hf.parameters()).device
+        """Where token ids go; of a model on several devices, the first."""
+        return cast(Tensor, self.hf.get_input_embeddings().weight).device
 
     @cached_property
     def pad_id(self) -> int:

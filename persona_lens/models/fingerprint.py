@@ -46,6 +46,16 @@ def weight_hash(model: "PreTrainedModel") -> str:
     return digest.hexdigest()[:16]
 
 
+def _dtype(model: "PreTrainedModel") -> str:
+    """What the model computes in; of quantised weights with their bits."""
+    computed = model.dtype if getattr(model, "is_quantized", False) else next(model.parameters()).dtype
+    quantization = getattr(model.config, "quantization_config", None)
+    bits = "" if quantization is None else f", {getattr(quantization, 'quant_method', 'quantised')}"
+    if getattr(quantization, "load_in_8bit", False) or getattr(quantization, "load_in_4bit", False):
+        bits = ", 8bit" if getattr(quantization, "load_in_8bit", False) else ", 4bit"
+    return str(computed).removeprefix("torch.") + bits
+
+
 def fingerprint(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", name: str) -> Fingerprint:
     """Take the fingerprint of a plain (not yet bridged) model."""
     config = model.config.get_text_config()
@@ -55,7 +65,7 @@ def fingerprint(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", 
     return Fingerprint(
         name=name,
         revision=getattr(model.config, "_commit_hash", None),
-        dtype=str(next(model.parameters()).dtype).removeprefix("torch."),
+        dtype=_dtype(model),
         n_layers=int(config.num_hidden_layers),
         d_model=int(config.hidden_size),
         template=template,

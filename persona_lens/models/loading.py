@@ -7,23 +7,20 @@ off TransformerLens' own adapter of the architecture.
 
 import copy
 import logging
-import os
-import sys
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from persona_lens.errors import ModelLoadError
 from persona_lens.models.chat_model import ChatModel
 from persona_lens.models.fingerprint import fingerprint
+from persona_lens.models.memory import Quantize
 from persona_lens.models.template import checked_template, probe_ids
-from persona_lens.pocket import POCKET_NAME, TRAIT_SET_FIELD, weights_folder
-from persona_lens.store import read_json
+from persona_lens.models.weights import Placement, device_of, from_pretrained
+from persona_lens.pocket import TRAIT_SET_FIELD
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -31,7 +28,6 @@ if TYPE_CHECKING:
 
 Hooks = Literal["residual", "full"]
 FULL_TOLERANCE = 1e-3
-ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
 @contextmanager
@@ -45,21 +41,6 @@ def _quiet_import() -> Generator[None]:
         logger.setLevel(level)
 
 
-@contextmanager
-def _bar_on_terminals_only() -> Generator[None]:
-    """Hide the weight-loading bar of transformers where stderr is no terminal; put its switch back."""
-    from transformers.utils import logging as switches
-
-    hide = switches.is_progress_bar_enabled() and not sys.stderr.isatty()
-    if hide:
-        switches.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if hide:
-            switches.enable_progress_bar()
-
-
 def load_model(
     source: Any,
     *,
@@ -67,6 +48,8 @@ def load_model(
     dtype: torch.dtype | str | None = None,
     hooks: Hooks = "residual",
     thinking: bool = False,
+    quantize: Quantize | None = None,
+    device_map: str | Mapping[str, Any] | None = None,
 ) -> ChatModel:
     """Load a chat model.
 
@@ -78,94 +61,31 @@ def load_model(
         dtype: default: float32 on the CPU, the config's dtype on a GPU. A pair or a bridge keeps its own.
         hooks: "residual" maps the blocks only (exact and fast), "full" gives every hook point of TransformerLens.
         thinking: let a model that thinks on demand (Qwen3) think before it answers. What it thinks is kept apart from its answers.
+        quantize: load the weights in 8 or 4 bits (bitsandbytes; computes in bfloat16 unless `dtype` says otherwise).
+        device_map: of accelerate, for models larger than one GPU ("auto"); every part must fit onto a device.
 
     Raises:
-        ModelLoadError: nothing can be loaded from the source, or a check failed (which one, and what to do).
+        ModelLoadError: nothing can be loaded from the source, it would not fit into memory, or a check failed (which one, and what
+            to do).
     """
     with _quiet_import():
         from transformer_lens.model_bridge import TransformerBridge
 
     if hooks not in ("residual", "full"):
         raise ModelLoadError(f"hooks={hooks!r} is unknown: use 'residual' or 'full'")
+    if isinstance(source, TransformerBridge | tuple) and (quantize or device_map):
+        raise ModelLoadError("quantize and device_map are for models that are loaded here: give a name or a folder")
     if isinstance(source, TransformerBridge):
         return _from_bridge(source, thinking)
     if isinstance(source, tuple):
         model, tokenizer = cast("tuple[PreTrainedModel, PreTrainedTokenizerBase]", source)
         name = str(getattr(model.config, "_name_or_path", "") or type(model).__name__)
     else:
-        where = _device(device)
-        model, tokenizer, name = _from_pretrained(str(source), where, dtype)
+        if device is not None and device_map is not None:
+            raise ModelLoadError(f"device={str(device)!r} and device_map={device_map!r} contradict each other: give one of them")
+        placed = Placement(device_of(device), dtype, quantize, device_map)
+        model, tokenizer, name = from_pretrained(str(source), placed)
     return _host(model, tokenizer, name, hooks, thinking)
-
-
-def _from_pretrained(source: str, device: torch.device, dtype: torch.dtype | str | None) -> Any:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    pocket = source == POCKET_NAME
-    adapter = None if pocket or not (Path(source) / ADAPTER_CONFIG).is_file() else Path(source)
-    path = str(weights_folder()) if pocket else source if adapter is None else _base_of(adapter)
-    wanted = dtype if dtype is not None else (torch.float32 if device.type == "cpu" else "auto")
-    try:
-        with _bar_on_terminals_only():
-            tokenizer = AutoTokenizer.from_pretrained(path)
-            model = AutoModelForCausalLM.from_pretrained(path, dtype=wanted)
-            if adapter:
-                model = _merged(model, adapter)
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
-        tried = f"the folder {path}" if Path(path).exists() else f"the Hugging Face hub, {_network()}"
-        first = (str(error).strip() or repr(error)).splitlines()[0]
-        raise ModelLoadError(f"cannot load model {source!r}: tried {tried}: {first}. Known without network: 'pocket'") from error
-    try:
-        model.to(device)  # pyright: ignore[reportArgumentType]
-    except (AssertionError, RuntimeError) as error:
-        raise ModelLoadError(f"cannot move {source!r} to device {device}: {error}") from error
-    return model.eval(), tokenizer, POCKET_NAME if pocket else source
-
-
-def require_adapter(folder: Path) -> dict[str, Any]:
-    """The config of a peft adapter, after checking that its weights are safetensors.
-
-    Raises:
-        ModelLoadError: no adapter, or one in another format.
-        RunFolderError: its config is damaged.
-    """
-    if not (folder / ADAPTER_CONFIG).is_file():
-        raise ModelLoadError(f"{folder} holds no adapter (no {ADAPTER_CONFIG}): give the folder that peft saved")
-    if not (folder / ADAPTER_WEIGHTS).is_file():
-        raise ModelLoadError(f"{folder} holds no {ADAPTER_WEIGHTS}: other formats are not read, save the adapter as safetensors")
-    return read_json(folder / ADAPTER_CONFIG)
-
-
-def _base_of(adapter: Path) -> str:
-    """Where the base model of an adapter is, as its config says."""
-    base = require_adapter(adapter).get("base_model_name_or_path")
-    if not isinstance(base, str) or not base:
-        raise ModelLoadError(f"{adapter}: {ADAPTER_CONFIG} names no base model: load that model, and put the adapter on it")
-    return str(weights_folder()) if base == POCKET_NAME else base
-
-
-def _merged(model: "PreTrainedModel", adapter: Path) -> "PreTrainedModel":
-    try:
-        from peft import PeftModel
-    except ImportError as error:
-        raise ModelLoadError(f"{adapter} is an adapter, which needs peft: pip install 'persona-lens[finetune]'") from error
-    return cast("PreTrainedModel", cast(Any, PeftModel.from_pretrained(model, str(adapter))).merge_and_unload())
-
-
-def _device(device: str | torch.device | None) -> torch.device:
-    try:
-        return torch.device(device or (f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"))
-    except RuntimeError as error:
-        raise ModelLoadError(f"device {device!r} is unknown: use cpu, cuda or cuda:0, cuda:1 ...") from error
-
-
-def _network() -> str:
-    offline = os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0")
-    return (
-        "offline (HF_HUB_OFFLINE is set; no folder of that name exists either)"
-        if offline
-        else "online (no folder of that name exists)"
-    )
 
 
 def _host(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", name: str, hooks: Hooks, thinking: bool) -> ChatModel:

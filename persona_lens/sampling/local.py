@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from persona_lens.models import ChatModel, Interval, Sampling, dialogue, generate_tokens, uniforms
+from persona_lens.models import ChatModel, Generated, Interval, Sampling, dialogue, generate_tokens, in_parts, uniforms
 from persona_lens.prompts import Prompt
 from persona_lens.sampling.rollout import Rollout, Row
 
@@ -34,22 +34,19 @@ def sample(
     ids = [tuple(model.render(prompt.messages)) for prompt, _ in rows]
     order = sorted(range(len(rows)), key=lambda i: (len(ids[i]), ids[i]))
     rollouts: list[Rollout | None] = [None] * len(rows)
+
+    def answered(batch: list[int]) -> list[Generated]:
+        draws = np.stack([uniforms(seed, _key(rows[i]), sampling.max_new_tokens) for i in batch])
+        earlier = lambda: [_earlier(model, rows[i][0]) for i in batch]  # noqa: E731
+        return generate_tokens(model, [ids[i] for i in batch], draws, sampling, row_ids=batch, earlier=earlier)
+
     with within or nullcontext():
         for start in range(0, len(order), batch_rows):
-            batch = order[start : start + batch_rows]
-            draws = np.stack([uniforms(seed, _key(rows[i]), sampling.max_new_tokens) for i in batch])
-            answers = generate_tokens(
-                model,
-                [ids[i] for i in batch],
-                draws,
-                sampling,
-                row_ids=batch,
-                earlier=lambda batch=batch: [_earlier(model, rows[i][0]) for i in batch],
-            )
-            for i, answer in zip(batch, answers, strict=True):
-                prompt, number = rows[i]
-                thinking, said = model.template.split(answer.token_ids)
-                rollouts[i] = Rollout(prompt.id, number, seed, len(ids[i]), said, model.decode(said), answer.end, thinking)
+            for batch, answers in in_parts(order[start : start + batch_rows], answered):
+                for i, answer in zip(batch, answers, strict=True):
+                    prompt, number = rows[i]
+                    thinking, said = model.template.split(answer.token_ids)
+                    rollouts[i] = Rollout(prompt.id, number, seed, len(ids[i]), said, model.decode(said), answer.end, thinking)
     return [rollout for rollout in rollouts if rollout is not None]
 
 
