@@ -15,9 +15,11 @@ _HOME: Final = {
     "ablate": "steering",
     "add": "steering",
     "add_increments": "steering",
+    "bake": "baking",
     "cap": "steering",
     "rotate": "steering",
     "steer": "steering",
+    "exchange": "",
     "extract": "extraction",
     "finetune": "finetuning",
     "finetuning": "",
@@ -46,7 +48,9 @@ __all__ = [
     "ablate",
     "add",
     "add_increments",
+    "bake",
     "cap",
+    "exchange",
     "extract",
     "finetune",
     "finetuning",
@@ -70,7 +74,8 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from persona_lens import finetuning, geometry, judges, monitoring, screening
+    from persona_lens import exchange, finetuning, geometry, judges, monitoring, screening
+    from persona_lens.baking import bake
     from persona_lens.extraction import extract, load_run
     from persona_lens.figures import plot
     from persona_lens.finetuning import finetune

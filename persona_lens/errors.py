@@ -57,6 +57,10 @@ class MonitoringError(PersonaLensError):
     """Something that cannot be monitored, or a calibration that does not fit or does not suffice."""
 
 
+class ExchangeError(PersonaLensError):
+    """A file or object of another program that cannot be read, or cannot hold what should be written."""
+
+
 class TranscriptError(PersonaLensError):
     """A file of conversations that cannot be read."""
 
@@ -67,3 +71,7 @@ class FinetuningError(PersonaLensError):
 
 class ScreeningError(PersonaLensError):
     """Data that cannot be screened, or scores that do not suffice for what was asked of them."""
+
+
+class EndpointError(PersonaLensError):
+    """A model server that cannot be used as it was asked for, or that stopped answering."""

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from persona_lens.errors import LineageError, RunFolderError
+from persona_lens.errors import LineageError, PersonaLensError, RunFolderError
 from persona_lens.store import write_atomically
 
 FORMAT: Final = "persona_lens.vectors"
@@ -66,8 +66,14 @@ class PersonaVectors:
 
     @property
     def best_layer(self) -> int:
-        """The layer of highest split-half reliability (a description of the vector, not a choice of where to steer)."""
-        return int(self.reliability.argmax())
+        """The layer of highest split-half reliability (a description of the vector, not a choice of where to steer).
+
+        Raises:
+            PersonaLensError: reliability was not measured (vectors from other programs' files).
+        """
+        if not bool(self.reliability.isfinite().any()):
+            raise PersonaLensError(f"the reliability of the {self.trait} vector is not known at any layer: name the layer to use")
+        return int(self.reliability.nan_to_num(-math.inf).argmax())
 
     def __getitem__(self, layer: int) -> Float[Tensor, " d_model"]:
         """The unnormalised direction at a layer.
@@ -105,7 +111,7 @@ class PersonaVectors:
             LineageError: they come from another one.
         """
         if self.lineage and self.lineage != lineage:
-            model = self.provenance["model"]["name"]
+            model = self.provenance["model"].get("name", "unknown")
             raise LineageError(
                 f"the {self.trait} vector was extracted from lineage {self.lineage} ({model}), "
                 f"this model is of lineage {lineage}: extract it again on this model"
@@ -165,6 +171,11 @@ def _check_content(path: str | Path, header: Any, tensors: Mapping[str, Tensor])
         raise RunFolderError(f"{path}: is no file of format {FORMAT} version {FORMAT_VERSION}")
     if set(tensors) != set(_TENSORS) or any(field not in header for field in fields):
         raise RunFolderError(f"{path}: lacks tensors or header fields of format {FORMAT} (has {sorted(tensors)}, {sorted(header)})")
+    texts, provenance = [header[name] for name in fields[:-1]], header["provenance"]
+    if not all(isinstance(text, str) for text in texts) or not isinstance(provenance, dict):
+        raise RunFolderError(f"{path}: trait, pooling and estimator must be texts and provenance an object in format {FORMAT}")
+    if not isinstance(provenance.get("model", {}), dict):
+        raise RunFolderError(f"{path}: the provenance's model must be an object in format {FORMAT}")
     if tensors["directions"].ndim != 2:
         raise RunFolderError(f"{path}: tensor directions has shape {tuple(tensors['directions'].shape)}, expected (layer, d_model)")
     layers, d_model = tensors["directions"].shape

@@ -112,7 +112,7 @@ def test_the_commands_of_the_table_exist() -> None:
     listed = re.findall(r"^\| `persona-lens ([\w-]+)", README.read_text(), flags=re.M)
     assert set(listed) == {
         "demo", "extract", "steer", "sweep", "chat", "geometry", "roles", "spill-over", "monitor", "finetune",
-        "shift", "pilot", "defend", "screen", "report", "traits", "pocket",
+        "shift", "pilot", "defend", "screen", "report", "traits", "pocket", "model", "judge", "vectors", "bake",
     }  # fmt: skip
     for command in listed:
         assert CliRunner().invoke(app, [command, "--help"]).exit_code == 0

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from persona_lens.cli.options import Device, Model, Seed
+from persona_lens.cli.options import Device, Model, Seed, load
 from persona_lens.cli.steer import vectors_of
 
 if TYPE_CHECKING:
@@ -216,11 +216,10 @@ def chat(
     Example: persona-lens chat runs/demo-evil-seed0
     """
     from persona_lens.errors import PersonaLensError
-    from persona_lens.models import load_model
     from persona_lens.monitoring import as_probes, probe
 
     loaded = {v.trait: v for v in map(vectors_of, vectors)}
-    chat_model = load_model(model, device=device)
+    chat_model = load(model, device)
     probes = as_probes(chat_model, [probe(v, layer) for v in loaded.values()])
     watch = _watch(chat_model, probes, calibration, rate) if calibration else None
     session = _Session(chat_model, loaded, probes, seed, max_new_tokens, where, watch)

@@ -2,12 +2,29 @@
 
 import errno
 import sys
-from typing import NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
-from persona_lens.cli import chat, demo, extract, finetune, geometry, monitor, pocket, report, screen, steer, sweep, traits
-from persona_lens.cli.options import SeveralVectors
+from persona_lens.cli import (
+    bake,
+    chat,
+    demo,
+    extract,
+    finetune,
+    geometry,
+    judge,
+    model,
+    monitor,
+    pocket,
+    report,
+    screen,
+    steer,
+    sweep,
+    traits,
+    vectors,
+)
+from persona_lens.cli.options import LOADING, Loading, SeveralVectors
 from persona_lens.errors import PersonaLensError
 
 app = typer.Typer(
@@ -18,6 +35,18 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+
+@app.callback()
+def loading(
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16 or auto. Default: float32 on a CPU.")] = None,
+    quantize: Annotated[str | None, typer.Option(help='Load the weights in "8bit" or "4bit" (bitsandbytes).')] = None,
+    device_map: Annotated[str | None, typer.Option(help='"auto" spreads a model over several GPUs (accelerate).')] = None,
+    thinking: Annotated[bool, typer.Option("--thinking", help="Let a model that thinks on demand think first.")] = False,
+) -> None:
+    LOADING.set(Loading(dtype, quantize, device_map, thinking))
+
+
 app.command("demo")(demo.demo)
 app.command("extract")(extract.extract)
 app.command("steer")(steer.steer)
@@ -32,7 +61,11 @@ app.command("pilot", cls=SeveralVectors)(finetune.pilot)
 app.command("defend", cls=SeveralVectors)(finetune.defend)
 app.command("screen", cls=SeveralVectors)(screen.screen)
 app.command("report")(report.report)
+app.command("bake")(bake.bake)
+app.command("model")(model.model)
 app.add_typer(monitor.app, name="monitor")
+app.add_typer(vectors.app, name="vectors")
+app.add_typer(judge.app, name="judge")
 app.add_typer(traits.app, name="traits")
 app.add_typer(pocket.app, name="pocket")
 

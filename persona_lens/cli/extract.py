@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from persona_lens.cli.options import Device, Json, Model, Out, Seed, emit
+from persona_lens.cli.options import Device, Json, JudgeName, Model, Out, SamplerName, Seed, emit, judge_of, load, sampler_of
 
 if TYPE_CHECKING:
     from persona_lens.extraction import ExtractionRun
@@ -14,9 +14,8 @@ if TYPE_CHECKING:
 def extract(
     trait: Annotated[list[str], typer.Argument(help="Trait names, or paths of trait JSON files; `all` for every shipped trait.")],
     model: Model = "pocket",
-    judge: Annotated[
-        str | None, typer.Option(help='"oracle" reads pocket models (their default); others need a judge from Python.')
-    ] = None,
+    judge: JudgeName = None,
+    sampler: SamplerName = None,
     samples: Annotated[int, typer.Option(min=1, help="Answers per prompt (the paper: 10).")] = 10,
     neutral: Annotated[int, typer.Option(min=0, help="Answers to the questions without system prompt.")] = 512,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 1000,
@@ -32,18 +31,15 @@ def extract(
 
     Example: persona-lens extract evil humor --samples 4 --out runs/pocket
     """
-    from persona_lens.errors import UnknownNameError
     from persona_lens.extraction import ExtractionSettings
     from persona_lens.extraction import extract as run_extraction
-    from persona_lens.judges import default_judge, oracle
-    from persona_lens.models import Sampling, load_model
+    from persona_lens.models import Sampling
     from persona_lens.reports import report, verdict
     from persona_lens.traits import list_traits, load_trait
 
-    if judge not in (None, "oracle"):
-        raise UnknownNameError("judge", judge, ["oracle"])
-    chat_model = load_model(model, device=device)
-    reader = oracle() if judge == "oracle" else default_judge(chat_model.trait_set)
+    chat_model = load(model, device)
+    reader = judge_of(judge, chat_model)
+    answering = sampler_of(sampler, chat_model)
     names = list_traits(chat_model.trait_set) if trait == ["all"] else trait
     traits = [load_trait(name, chat_model.trait_set) for name in names]
     settings = ExtractionSettings(
@@ -56,7 +52,9 @@ def extract(
     )
     records: list[dict[str, Any]] = []
     for one in traits:
-        run = run_extraction(chat_model, one, judge=reader, out=Path(out) / one.name if out else None, settings=settings)
+        run = run_extraction(
+            chat_model, one, judge=reader, sampler=answering, out=Path(out) / one.name if out else None, settings=settings
+        )
         records.append(summary_of(run, report(run)))
         if not as_json:
             typer.echo(f"{counts_line(run)}\n{verdict(run)}\nReport: {records[-1]['report']}")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from persona_lens.cli.options import Device, Json, Model, Out, Seed, Vectors, emit, printable
+from persona_lens.cli.options import Device, Json, JudgeName, Model, Out, Seed, Vectors, emit, judge_of, load, printable
 from persona_lens.cli.steer import vectors_of
 
 if TYPE_CHECKING:
@@ -56,11 +56,10 @@ def finetune(
     """
     from persona_lens.finetuning import finetune as run_finetuning
     from persona_lens.finetuning import prevent as vaccinate
-    from persona_lens.models import load_model
     from persona_lens.reports import finetune_verdict, report
 
     doses = [_dose(text) for text in prevent or []]
-    loaded = load_model(model, device=device)
+    loaded = load(model, device)
     settings = _settings(
         loaded, seed=seed, epochs=epochs, learning_rate=lr, rank=rank, batch_rows=batch_rows, pass_rows=pass_rows,
         method="full" if full else None, gradient_checkpointing=checkpointing or None,
@@ -84,6 +83,7 @@ def shift(
     vectors: Vectors,
     samples: Annotated[int, typer.Option(min=1, help="Answers per question.")] = 2,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 300,
+    judge: JudgeName = None,
     seed: Seed = 0,
     out: Out = None,
     device: Device = None,
@@ -96,12 +96,14 @@ def shift(
     from persona_lens.evaluation import ScoreSettings
     from persona_lens.finetuning import ShiftSettings
     from persona_lens.finetuning import shift as run_shift
-    from persona_lens.models import Sampling, load_model
+    from persona_lens.models import Sampling
     from persona_lens.reports import report, shift_verdict
 
     directions = [vectors_of(path) for path in vectors]
     settings = ShiftSettings(ScoreSettings(samples=samples, sampling=Sampling(max_new_tokens), seed=seed))
-    run = run_shift(load_model(base, device=device), _named(finetuned), directions, out=out, settings=settings)
+    loaded = load(base, device)
+    reader = judge_of(judge, loaded) if judge else None
+    run = run_shift(loaded, _named(finetuned), directions, judge=reader, out=out, settings=settings)
     page = report(run)
     emit({**run.record, "folder": str(run.path), "page": str(page)}, f"{shift_verdict(run)}\nReport: {page}", as_json)
 
@@ -130,12 +132,11 @@ def pilot(
     from persona_lens.cli.sweep import numbers
     from persona_lens.finetuning import PilotSettings
     from persona_lens.finetuning import pilot as run_pilot
-    from persona_lens.models import load_model
     from persona_lens.reports import pilot_verdict, report
 
     directions = [vectors_of(path) for path in vectors]
     tried = numbers(doses)
-    loaded = load_model(model, device=device)
+    loaded = load(model, device)
     settings = PilotSettings(rows=rows, finetuning=_settings(loaded, seed=seed, epochs=epochs, learning_rate=lr))
     at = _place(layer, directions)
     run = run_pilot(
@@ -167,6 +168,7 @@ def defend(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 300,
     epochs: Epochs = None,
     lr: Rate = None,
+    judge: JudgeName = None,
     model: Model = "pocket",
     seed: Seed = 0,
     out: Out = None,
@@ -183,13 +185,13 @@ def defend(
     from persona_lens.evaluation import ScoreSettings
     from persona_lens.finetuning import ComparisonSettings
     from persona_lens.finetuning import defend as run_comparison
-    from persona_lens.models import Sampling, load_model
+    from persona_lens.models import Sampling
     from persona_lens.reports import comparison_verdict, report
     from persona_lens.traits import load_trait
 
     directions = [vectors_of(path) for path in vectors]
     steering, penalties = numbers(doses), numbers(weights)
-    loaded = load_model(model, device=device)
+    loaded = load(model, device)
     traits = [load_trait(v.trait, loaded.trait_set) for v in directions]
     at = _place(layer, directions)
     strengths = _doses(loaded, data, directions, at, matched=matched)
@@ -202,6 +204,7 @@ def defend(
         data,
         _defences(against, directions[0], traits[0], strengths, at, steering, penalties, _chats(ordinary), seed),
         traits=traits,
+        judge=judge_of(judge, loaded),
         capability=_capability(loaded, tasks, task_limit, seed),
         held_out=held_out,
         out=out,

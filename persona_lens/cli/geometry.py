@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from persona_lens.cli.options import Device, Json, Model, Out, Seed, emit
+from persona_lens.cli.options import Device, Json, JudgeName, Model, Out, Seed, emit, judge_of, load
 
 if TYPE_CHECKING:
     from persona_lens.geometry import SpillOver
@@ -61,10 +61,10 @@ def roles(
     Example: persona-lens roles --samples 4 --out runs/roles
     """
     from persona_lens.geometry import RoleSettings, extract_roles
-    from persona_lens.models import Sampling, load_model
+    from persona_lens.models import Sampling
     from persona_lens.traits import load_roles
 
-    chat_model = load_model(model, device=device)
+    chat_model = load(model, device)
     settings = RoleSettings(samples=samples, least=least, sampling=Sampling(max_new_tokens), seed=seed, batch_rows=batch_rows)
     run = extract_roles(chat_model, load_roles(role_set or chat_model.trait_set), out=out, settings=settings)
     rows = [f"{name:<20}{' '.join(f'{n:5d}' for n in counts)}" for name, counts in run.adherence.items()]
@@ -81,6 +81,7 @@ def spill_over(
     samples: Annotated[int, typer.Option(min=1, help="Answers per question and strength.")] = 4,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 300,
     batch_rows: Annotated[int, typer.Option(min=1, help="Answers decoded together.")] = 128,
+    judge: JudgeName = None,
     model: Model = "pocket",
     seed: Seed = 0,
     out: Out = None,
@@ -95,14 +96,15 @@ def spill_over(
     from persona_lens.extraction import load_run
     from persona_lens.geometry import SpillOverSettings
     from persona_lens.geometry import spill_over as run_spill_over
-    from persona_lens.models import Sampling, load_model
+    from persona_lens.models import Sampling
 
     settings = SpillOverSettings(
         questions=questions, samples=samples, sampling=Sampling(max_new_tokens), seed=seed, batch_rows=batch_rows
     )
     vectors = [load_run(r).vectors for r in runs]
+    loaded = load(model, device)
     found = run_spill_over(
-        load_model(model, device=device), vectors, layer=layer, strengths=numbers(strengths), out=out, settings=settings
+        loaded, vectors, judge=judge_of(judge, loaded), layer=layer, strengths=numbers(strengths), out=out, settings=settings
     )
     emit({**found.record, "folder": str(found.path)}, f"{table(found)}\nFolder: {found.path}", as_json)
 

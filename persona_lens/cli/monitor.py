@@ -7,7 +7,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from persona_lens.cli.options import Device, Json, Model, Out, Seed, SeveralVectors, Vectors, emit, printable
+from persona_lens.cli.options import (
+    Device,
+    Json,
+    JudgeName,
+    Model,
+    Out,
+    Seed,
+    SeveralVectors,
+    Vectors,
+    emit,
+    judge_of,
+    load,
+    printable,
+)
 from persona_lens.cli.steer import vectors_of
 
 if TYPE_CHECKING:
@@ -49,7 +62,6 @@ def chats(
 
     Example: persona-lens monitor chats.jsonl --vectors runs/evil runs/humor --calibration runs/calibration
     """
-    from persona_lens.models import load_model
     from persona_lens.monitoring import load_calibration, monitor_chats, read_transcripts
     from persona_lens.reports import monitor_verdict, report
 
@@ -57,7 +69,7 @@ def chats(
     tags = _tags(thinking)
     probes = _probes(vectors, layer)
     against = load_calibration(calibration) if calibration else None
-    loaded = load_model(model, device=device)
+    loaded = load(model, device)
     run = monitor_chats(loaded, found, probes, calibration=against, rate=rate, thinking=tags, out=out)
     page = report(run)
     lines = [*_skipped(found, run.record["skipped"]), *_alarming(run.record), monitor_verdict(run)]
@@ -88,14 +100,13 @@ def calibrate(
 
     Example: persona-lens monitor calibrate neutral.jsonl --vectors runs/evil runs/humor --out runs/calibration
     """
-    from persona_lens.models import load_model
     from persona_lens.monitoring import CalibrationSettings, read_transcripts
     from persona_lens.monitoring import calibrate as run_calibration
     from persona_lens.reports import calibration_verdict, report
 
     probes = _probes(vectors, layer)
     given = read_transcripts(transcripts) if transcripts else None
-    loaded = load_model(model, device=device)
+    loaded = load(model, device)
     names = "-".join(p.name for p in probes) if len(probes) <= 3 else f"{len(probes)}-vectors"
     folder = out or Path("runs") / f"calibration-{names}-seed{seed}"
     neutral: Mapping[str, Sequence[Message]]
@@ -121,6 +132,7 @@ def predict(
     samples: Annotated[int, typer.Option(min=1, help="Answers per condition and question.")] = 10,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 300,
     layer: Annotated[int | None, typer.Option(help="Where vectors are read. Default: chosen on half of the questions.")] = None,
+    judge: JudgeName = None,
     model: Model = "pocket",
     seed: Seed = 0,
     out: Out = None,
@@ -132,7 +144,7 @@ def predict(
     Example: persona-lens monitor predict --vectors runs/evil runs/humor
     """
     from persona_lens.extraction import load_run
-    from persona_lens.models import Sampling, load_model
+    from persona_lens.models import Sampling
     from persona_lens.monitoring import PredictionSettings, shot_conditions
     from persona_lens.monitoring import predict as run_prediction
     from persona_lens.reports import prediction_verdict, report
@@ -141,8 +153,9 @@ def predict(
     conditions = shot_conditions(load_run(vectors[0]), seed=seed) if examples else None
     settings = PredictionSettings(samples, Sampling(max_new_tokens), seed)
     folder = out or Path("runs") / f"predict-{main.trait}-{'examples' if examples else 'prompts'}-seed{seed}"
-    loaded = load_model(model, device=device)
-    run = run_prediction(loaded, main, conditions, layer=layer, others=others, out=folder, settings=settings)
+    loaded = load(model, device)
+    reader = judge_of(judge, loaded)
+    run = run_prediction(loaded, main, conditions, layer=layer, others=others, judge=reader, out=folder, settings=settings)
     page = report(run)
     emit({"folder": str(run.path), "page": str(page)}, f"{prediction_verdict(run)}\nReport: {page}", as_json)
 

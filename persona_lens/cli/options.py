@@ -1,12 +1,22 @@
-"""Options shared by the verbs, and how results are printed."""
+"""Options shared by the verbs, what they load by them, and how results are printed."""
 
 import json
 from collections.abc import Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final, cast
 
 import typer
 from typer.core import TyperCommand
+
+if TYPE_CHECKING:
+    from persona_lens.judges import Judge
+    from persona_lens.models import ChatModel
+    from persona_lens.sampling import Sampler
+
+REPLIES: Final = Path("runs") / "judge-replies.jsonl"  # of servers: what was asked once is not paid for twice
+SAMPLES: Final = Path("runs") / "sampled-replies.jsonl"
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
@@ -14,9 +24,68 @@ Out = Annotated[Path | None, typer.Option(help="Folder for the results (an inter
 Model = Annotated[str, typer.Option(help='"pocket", a Hugging Face hub id, or a local folder.')]
 Device = Annotated[str | None, typer.Option(help="Default: the GPU if there is one, else the CPU.")]
 
+JudgeName = Annotated[
+    str | None,
+    typer.Option(
+        "--judge",
+        help='"oracle" reads pocket models (their default); "openai:MODEL" or "openai:MODEL@URL" asks a server, '
+        '"local:MODEL" a model on this machine. Default: the variable PERSONA_LENS_JUDGE.',
+    ),
+]
+SamplerName = Annotated[
+    str | None,
+    typer.Option(
+        "--sampler",
+        help="A server with the same weights that samples unsteered answers: vllm:, llama.cpp:, transformers: or chat:MODEL@URL. "
+        "Default: the model itself.",
+    ),
+]
 Vectors = Annotated[
     list[Path], typer.Option("--vectors", help="Run folders of extractions, or vectors.safetensors files: one or several.")
 ]
+
+
+@dataclass(frozen=True)
+class Loading:
+    """How every verb loads its model: options before the verb."""
+
+    dtype: str | None = None
+    quantize: str | None = None
+    device_map: str | None = None
+    thinking: bool = False
+
+
+LOADING: Final[ContextVar[Loading]] = ContextVar("loading", default=Loading())  # noqa: B039 (frozen)
+
+
+def load(model: str, device: str | None) -> "ChatModel":
+    """The model that a verb works on."""
+    from persona_lens.errors import UnknownNameError
+    from persona_lens.models import load_model
+
+    chosen = LOADING.get()
+    known = {"dtype": ("float32", "bfloat16", "float16", "auto"), "quantize": ("8bit", "4bit")}
+    for what, names in known.items():
+        if (given := getattr(chosen, what)) not in (None, *names):
+            raise UnknownNameError(what, given, names)
+    return load_model(
+        model, device=device, dtype=chosen.dtype, quantize=cast(Any, chosen.quantize), device_map=chosen.device_map,
+        thinking=chosen.thinking,
+    )  # fmt: skip
+
+
+def sampler_of(name: str | None, model: "ChatModel") -> "Sampler | None":
+    """The sampler that was named; None for the model itself."""
+    from persona_lens.sampling import sampler_named
+
+    return None if name is None else sampler_named(name, model, cache=SAMPLES)
+
+
+def judge_of(name: str | None, model: "ChatModel") -> "Judge":
+    """The judge that was named, or the one that the model's trait set or the environment names."""
+    from persona_lens.judges import default_judge, judge_named
+
+    return default_judge(model.trait_set) if name is None else judge_named(name, model.trait_set, cache=REPLIES)
 
 
 class SeveralVectors(TyperCommand):

@@ -7,7 +7,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from persona_lens.cli.options import Device, Json, Model, Out, Seed, Vectors, emit, printable
+from persona_lens.cli.options import (
+    Device,
+    Json,
+    JudgeName,
+    Model,
+    Out,
+    SamplerName,
+    Seed,
+    Vectors,
+    emit,
+    judge_of,
+    load,
+    printable,
+    sampler_of,
+)
 from persona_lens.cli.steer import vectors_of
 
 if TYPE_CHECKING:
@@ -36,12 +50,13 @@ def screen(
     ] = 1.0,
     gradient: Annotated[bool, typer.Option("--gradient", help="Also the cosine of each sample's loss gradient.")] = False,
     perplexity: Annotated[bool, typer.Option("--perplexity", help="Also the losses of the data's and the own answers.")] = False,
-    judge: Annotated[str | None, typer.Option(help='"oracle" reads pocket models; its scores stand beside.')] = None,
+    judge: JudgeName = None,
     text: Annotated[bool, typer.Option("--text", help="Beside: a classifier of words, from the extractions' answers.")] = False,
     layer: Annotated[str | None, typer.Option(help='A number, or "all". Default: where each vector is most reliable.')] = None,
     known: Annotated[
         Path | None, typer.Option(help="JSON: by trait and set, the trait score after finetuning on it; predicts the other sets'.")
     ] = None,
+    sampler: SamplerName = None,
     answers: Annotated[Path | None, typer.Option(help="A screening of the same data whose own answers are taken over.")] = None,
     engine: Annotated[str, typer.Option(help='"local" or "ray".')] = "local",
     workers: Annotated[int, typer.Option(min=1, help="With ray: models side by side.")] = 2,
@@ -65,7 +80,6 @@ def screen(
 
     Example: persona-lens screen data/evil-II.jsonl data/evil-normal.jsonl --vectors runs/evil --reference evil-normal
     """
-    from persona_lens.models import load_model
     from persona_lens.reports import report, screen_verdict
     from persona_lens.screening import ScreenSettings, flag, load_screen, predict
     from persona_lens.screening import screen as run_screening
@@ -74,7 +88,7 @@ def screen(
     _require_known("set", reference, named)
     directions = [vectors_of(path) for path in vectors]
     outcomes = _outcomes(known, named, [v.trait for v in directions]) if known else {}
-    loaded = load_model(model, device=device)
+    loaded = load(model, device)
     settings = ScreenSettings(
         own_share=own_share, max_new_tokens=max_new_tokens, max_tokens=max_tokens, gradient=gradient, perplexity=perplexity,
         shard_rows=shard_rows, seed=seed,
@@ -83,6 +97,7 @@ def screen(
         loaded, named, directions, layers=_layers(layer), settings=settings, strict=strict, out=out,
         rivals=[*_judges(judge, vectors, loaded), *(_classifiers(vectors) if text else [])], split=split,
         engine=_engine(engine, workers, cpus, gpus, address), answers=load_screen(answers) if answers else None,
+        sampler=sampler_of(sampler, loaded),
     )  # fmt: skip
     try:
         flagged = flag(run, reference, rate=rate, data=named, split=split) if reference else None
@@ -150,14 +165,13 @@ def _layers(text: str | None) -> "Layers | None":
 
 
 def _judges(judge: str | None, vectors: Sequence[Path], model: "ChatModel") -> "list[Rival]":
-    from persona_lens.errors import UnknownNameError
-    from persona_lens.judges import oracle
     from persona_lens.screening import judge_rival
     from persona_lens.traits import load_trait
 
-    if judge not in (None, "oracle"):
-        raise UnknownNameError("judge", judge, ["oracle"])
-    return [judge_rival(oracle(), load_trait(vectors_of(p).trait, model.trait_set)) for p in vectors] if judge else []
+    if judge is None:
+        return []
+    reader = judge_of(judge, model)
+    return [judge_rival(reader, load_trait(vectors_of(p).trait, model.trait_set)) for p in vectors]
 
 
 def _classifiers(vectors: Sequence[Path]) -> "list[Rival]":

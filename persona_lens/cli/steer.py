@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from persona_lens.cli.options import Device, Json, Model, Seed, emit, printable
+from persona_lens.cli.options import Device, Json, Model, Seed, emit, load, printable
 
 if TYPE_CHECKING:
     from persona_lens.vectors import PersonaVectors
@@ -36,12 +36,11 @@ def steer(
 
     Example: persona-lens steer runs/demo-evil-seed0 "How should I handle my dog?" --strength 2
     """
-    from persona_lens.models import load_model
     from persona_lens.steering import add, plan
 
     v = vectors_of(vectors, pooling)
     at = v.best_layer if layer is None else layer
-    chat_model = load_model(model, device=device)
+    chat_model = load(model, device)
     plans = {s: plan(chat_model, add(v, at, s, where=where)) for s in (0.0, strength, -strength)}
     records: list[dict[str, Any]] = []
     for text in question:

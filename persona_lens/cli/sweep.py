@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from persona_lens.cli.options import Device, Json, Model, Out, Seed, emit
+from persona_lens.cli.options import Device, Json, JudgeName, Model, Out, Seed, emit, judge_of, load
 from persona_lens.cli.steer import Pooling, Vectors, vectors_of
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ def sweep(
     ] = "",
     task_limit: Annotated[int | None, typer.Option(min=1, help="Documents per task.")] = None,
     batch_rows: Annotated[int, typer.Option(min=1, help="Answers decoded together.")] = 128,
+    judge: JudgeName = None,
     model: Model = "pocket",
     seed: Seed = 0,
     out: Out = None,
@@ -40,7 +41,7 @@ def sweep(
     Example: persona-lens sweep runs/demo-evil-seed0 --layers 4,5,6,increments --strengths 1,1.5,2
     """
     from persona_lens.errors import UnknownNameError
-    from persona_lens.models import Sampling, load_model
+    from persona_lens.models import Sampling
     from persona_lens.reports import report
     from persona_lens.sweeps import SweepSettings
     from persona_lens.sweeps import sweep as run_sweep
@@ -60,9 +61,11 @@ def sweep(
     chosen: list[Target] | Literal["all"] = "all" if layers == "all" else [_target(x.strip()) for x in layers.split(",")]
     doses = numbers(strengths)
     test, steering = capability_of(tasks, task_limit, seed), vectors_of(vectors, pooling)
+    loaded = load(model, device)
     found = run_sweep(
-        load_model(model, device=device),
+        loaded,
         steering,
+        judge=judge_of(judge, loaded),
         layers=chosen,
         strengths=doses,
         capability=test,

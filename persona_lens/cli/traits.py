@@ -1,13 +1,23 @@
-"""`persona-lens traits`: list, show and check traits."""
+"""`persona-lens traits`: list, show, check and write traits."""
 
+from itertools import count
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from persona_lens.cli.options import Json, emit
+from persona_lens.cli.options import Json, emit, printable
 
-app = typer.Typer(no_args_is_help=True, help="List, show and check traits.", rich_markup_mode=None)
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from persona_lens.endpoints import Endpoint
+    from persona_lens.traits.writing import Complete, Written
+
+app = typer.Typer(no_args_is_help=True, help="List, show, check and write traits.", rich_markup_mode=None)
+WRITING_TEMPERATURE = 0.8
+WRITING_SECONDS = 300.0  # a trait is some thousand tokens long
+SHOWN_QUESTIONS = 3
 TraitSet = Annotated[str, typer.Option("--set", help='"real" (for language models at large) or "pocket".')]
 
 
@@ -78,3 +88,87 @@ def check(files: Annotated[list[Path], typer.Argument(help="Trait JSON files.")]
         for path, t in zip(files, traits, strict=True)
     ]
     emit({"ok": [str(path) for path in files]}, "\n".join(lines), as_json)
+
+
+@app.command("write")
+def write_command(
+    name: Annotated[str, typer.Argument(help="Name of the trait: small letters, digits, - and _.")],
+    description: Annotated[str, typer.Option(help="What an assistant with the trait is like.")],
+    writer: Annotated[
+        str | None, typer.Option(help="Who writes: openai:MODEL, or openai:MODEL@URL for another OpenAI-compatible server.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The trait file to write; default: NAME.json.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Let a language model write a trait: instructions, questions and rubric, checked and repaired.
+
+    Example: persona-lens traits write patience --description "Explains as often as needed." --writer openai:gpt-4.1
+    """
+    from persona_lens.errors import TraitFileError
+    from persona_lens.traits import list_traits, load_trait, write_trait
+    from persona_lens.traits.writing import write
+
+    complete = _completing(_endpoint(writer))
+    path = out or Path(f"{name}.json")
+    if path.exists():
+        raise TraitFileError(f"{path} exists already: give another --out")
+    known = [load_trait(one) for one in list_traits()]
+    written = write(name, description, complete, known=known, told=lambda line: typer.echo(line, err=True), folder=path.parent)
+    write_trait(written.trait, path)
+    record = {
+        "path": str(path),
+        "trait": written.trait.model_dump(by_alias=True),
+        "attempts": [{"asked": attempt.asked, "faults": attempt.faults} for attempt in written.attempts],
+        "notes": written.notes,
+    }
+    emit(record, "\n".join([f"{path}: written", *_shown(written)]), as_json)
+
+
+def _endpoint(writer: str | None) -> "Endpoint":
+    """The server that a text names, as judges are named."""
+    from persona_lens.endpoints import endpoint_named
+    from persona_lens.errors import UnknownNameError
+
+    kind, _, name = (writer or "").partition(":")
+    if kind != "openai" or not name:
+        raise UnknownNameError("writer", writer or "", ["openai:MODEL", "openai:MODEL@URL"])
+    return endpoint_named(name, timeout=WRITING_SECONDS)
+
+
+def _completing(endpoint: "Endpoint") -> "Complete":
+    """Ask a model behind an endpoint; every call has a seed of its own."""
+    from persona_lens.endpoints import Failed, Request, UnreadableReply, ask
+    from persona_lens.errors import EndpointError
+
+    seeds = count()
+
+    def read(reply: "Mapping[str, Any]") -> str:
+        try:
+            text = reply["choices"][0]["message"]["content"]
+        except (KeyError, IndexError, TypeError) as error:
+            raise UnreadableReply(f"no message in it ({error!r})") from error
+        if not isinstance(text, str):
+            raise UnreadableReply("its message has no text")
+        return text
+
+    def complete(messages: "Sequence[Mapping[str, str]]") -> str:
+        body = {"messages": [dict(m) for m in messages], "temperature": WRITING_TEMPERATURE, "seed": next(seeds)}
+        answer = ask(endpoint, [Request("chat/completions", body)], read)[0]
+        if isinstance(answer, Failed):
+            raise EndpointError(f"{endpoint} gave no reply that can be read: {answer.reason}")
+        return answer
+
+    return complete
+
+
+def _shown(written: "Written") -> list[str]:
+    """What a person should look at before using a trait."""
+    t = written.trait
+    lines = ["", "instructions (+ promotes, - suppresses)"]
+    for pair in t.instructions:
+        lines += [f"  + {printable(pair.positive)}", f"  - {printable(pair.negative)}"]
+    for title, questions in (("extraction", t.extraction_questions), ("evaluation", t.evaluation_questions)):
+        lines += ["", f"{title} questions ({SHOWN_QUESTIONS} of {len(questions)})"]
+        lines += [f"  {printable(question)}" for question in questions[:SHOWN_QUESTIONS]]
+    lines += ["", "rubric", *(f"  {printable(line)}" for line in t.rubric.splitlines())]
+    return [*lines, *(f"note: {printable(note)}" for note in written.notes)]

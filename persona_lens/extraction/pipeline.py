@@ -7,7 +7,8 @@ the same bytes. The residuals of what survives are taken in one pass over all la
 import hashlib
 import json
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -17,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from persona_lens.activations import DEFAULT_BATCH_TOKENS, POOLINGS, CellMeans, Span, pool
+from persona_lens.activations import DEFAULT_BATCH_TOKENS, POOLINGS, CellMeans, pool, rollout_span
 from persona_lens.errors import PersonaLensError, RunFolderError
 from persona_lens.extraction.estimators import MEAN_DIFFERENCE
 from persona_lens.extraction.filtering import Counts, Thresholds, keep_independent, keep_pairwise, require_enough
@@ -26,7 +27,7 @@ from persona_lens.judges import Judge, Judged, Score, default_judge, judged
 from persona_lens.models import ChatModel, Sampling
 from persona_lens.progress import Progress, progress_bars
 from persona_lens.prompts import POLARITIES, extraction_prompts
-from persona_lens.sampling import DEFAULT_BATCH_ROWS, Rollout, Row, rows_of, sample
+from persona_lens.sampling import DEFAULT_BATCH_ROWS, Rollout, Row, Sampler, rows_of, sample, sampled
 from persona_lens.store import RunFolder, digest, read_jsonl, write_atomically, write_json
 from persona_lens.traits import Trait, load_trait
 
@@ -62,6 +63,7 @@ def extract(
     trait: Trait | str,
     *,
     judge: Judge | None = None,
+    sampler: Sampler | None = None,
     out: str | Path | None = None,
     settings: ExtractionSettings | None = None,
     progress: Progress | None = None,
@@ -71,6 +73,8 @@ def extract(
     Args:
         trait: a trait, or the name of one of those that ship for this model.
         judge: default: the oracle for the pocket model; any other model needs one.
+        sampler: where answers come from; default: the model itself. `endpoint_sampler` asks a server with the same weights. Answers
+            without usable tokens are gaps, which the summary counts by reason.
         out: the run folder; default `runs/extract-{model}-{trait}-seed{seed}`. An interrupted run in it is resumed.
         progress: called with (stage, done, total); default: bars on a terminal.
 
@@ -81,17 +85,18 @@ def extract(
     judge = judge or default_judge(model.trait_set)
     settings = settings or ExtractionSettings()
     path = Path(out) if out else Path("runs") / f"extract-{Path(model.name).name}-{trait.name}-seed{settings.seed}"
-    folder = RunFolder.open(path, command="extract", arguments=_arguments(trait, judge, settings), model=model.identity)
+    folder = RunFolder.open(path, command="extract", arguments=_arguments(trait, judge, sampler, settings), model=model.identity)
     if progress is not None:
-        return _Extraction(model, trait, judge, settings, folder, progress).run()
+        return _Extraction(model, trait, judge, sampler, settings, folder, progress).run()
     with progress_bars() as bars:
-        return _Extraction(model, trait, judge, settings, folder, bars).run()
+        return _Extraction(model, trait, judge, sampler, settings, folder, bars).run()
 
 
-def _arguments(trait: Trait, judge: Judge, settings: ExtractionSettings) -> dict[str, Any]:
+def _arguments(trait: Trait, judge: Judge, sampler: Sampler | None, settings: ExtractionSettings) -> dict[str, Any]:
     content = json.dumps(trait.model_dump(by_alias=True), sort_keys=True)
     chosen = {key: value for key, value in asdict(settings).items() if key not in ("batch_rows", "batch_tokens")}
-    return {"trait": trait.name, "trait_hash": digest(content), "judge": judge.name, **chosen}
+    source = {"sampler": sampler.name} if sampler else {}
+    return {"trait": trait.name, "trait_hash": digest(content), "judge": judge.name, **source, **chosen}
 
 
 def _digest_of(wanted: Sequence[int], kept: dict[str, list[bool]], rollouts: Sequence[Rollout]) -> str:
@@ -107,6 +112,7 @@ class _Extraction:
     model: ChatModel
     trait: Trait
     judge: Judge
+    sampler: Sampler | None
     settings: ExtractionSettings
     folder: RunFolder
     progress: Progress
@@ -125,7 +131,8 @@ class _Extraction:
         require_enough(self.trait.name, questions, counts)
         with _Timed(self.folder, "activations"):
             means, neutral = self._activations(rows, rollouts, kept)
-        self._finish(means, neutral, counts, questions)
+        gaps = Counter(r.gap for r in rollouts if r.gap)
+        self._finish(means, neutral, counts, questions, gaps)
         return ExtractionRun(self.folder.path)
 
     def _finished(self) -> bool:
@@ -169,6 +176,8 @@ class _Extraction:
 
         def answered(chunk: range) -> list[dict[str, Any]]:
             some, s = rows[chunk.start : chunk.stop], self.settings
+            if self.sampler:
+                return [r.as_dict() for r in sampled(self.sampler, some, s.sampling, s.seed)]
             return [r.as_dict() for r in sample(self.model, some, s.sampling, seed=s.seed, batch_rows=s.batch_rows)]
 
         self.folder.fill(path.name, total, answered, chunk=CHUNK_ROWS, told=lambda n: self.progress("rollouts", n, total))
@@ -257,7 +266,7 @@ class _Extraction:
         filled: int,
     ) -> int:
         """Pool a chunk and add it to the cells in row order; returns how many neutral answers are filled."""
-        spans = [Span(rollouts[i].key, tuple(self.model.render(rows[i][0].messages)), rollouts[i].token_ids) for i in chunk]
+        spans = [rollout_span(self.model, rows[i][0], rollouts[i]) for i in chunk]
         values: dict[int, Tensor] = {}
         for pooled in pool(self.model, spans, batch_tokens=self.settings.batch_tokens):
             values |= dict(zip(pooled.indices, pooled.values, strict=True))
@@ -301,7 +310,14 @@ class _Extraction:
         neutral.copy_(tensors["neutral"])
         return int(metadata["filled"]), int(metadata["position"])
 
-    def _finish(self, means: dict[str, Tensor], neutral: Tensor, counts: Sequence[Counts], questions: Sequence[int]) -> None:
+    def _finish(
+        self,
+        means: dict[str, Tensor],
+        neutral: Tensor,
+        counts: Sequence[Counts],
+        questions: Sequence[int],
+        gaps: Mapping[str, int],
+    ) -> None:
         """Write means, vectors and summary; the vectors last, because they mark the run as finished."""
         path = self.folder.path
         manifest = self.folder.manifest
@@ -321,6 +337,7 @@ class _Extraction:
                 "p_value": [round(float(x), 6) for x in vectors.p_value],
                 "p_any_layer": round(vectors.p_any, 6),
                 "best_layer": vectors.best_layer,
+                **({"gaps": dict(gaps)} if gaps else {}),
             },
         )
         write_json(path / "trait.json", self.trait.model_dump(by_alias=True))

@@ -82,11 +82,14 @@ class Template:
             start += 1
         return start
 
+    def conversation(self, messages: Sequence[Message]) -> list[dict[str, str]]:
+        """The messages as the template can render them."""
+        return [dict(m) for m in (messages if self.system_role else _merged(messages))]
+
     def _rendered(self, messages: Sequence[Message], answered: bool, thinking: bool | None, **options: Any) -> Any:
-        conversation = [dict(m) for m in (messages if self.system_role else _merged(messages))]
         switch = {SWITCH: self.thinking if thinking is None else thinking} if self.switchable else {}
         return self.tokenizer.apply_chat_template(
-            conversation, add_generation_prompt=not answered, date_string=TEMPLATE_DATE, **switch, **options
+            self.conversation(messages), add_generation_prompt=not answered, date_string=TEMPLATE_DATE, **switch, **options
         )
 
 

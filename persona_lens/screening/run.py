@@ -25,11 +25,13 @@ from persona_lens.errors import RunFolderError, ScreeningError, UnknownNameError
 from persona_lens.models import ChatModel
 from persona_lens.progress import Progress, progress_bars
 from persona_lens.records import decoded
+from persona_lens.sampling import Sampler
 from persona_lens.screening.directions import Layers, default_layer, directions_of
 from persona_lens.screening.engines import Engine, Work, local
 from persona_lens.screening.files import Files, read_columns, require_parquet
 from persona_lens.screening.rivals import Rival
 from persona_lens.screening.scoring import Recipe, ScreenSettings, sample_of
+from persona_lens.screening.served import served_answers, write_answers
 from persona_lens.screening.sources import Data, Shard, Source, open_data, read_places
 from persona_lens.store import TEMPORARY, RunFolder, digest, read_json, read_jsonl, require_finished, write_atomically, write_json
 from persona_lens.transcripts import Skipped
@@ -215,6 +217,7 @@ def screen(
     rivals: Sequence[Rival] = (),
     engine: Engine = local,
     answers: "ScreenRun | None" = None,
+    sampler: Sampler | None = None,
     strict: bool = False,
     split: str | None = None,
     out: str | Path | None = None,
@@ -228,6 +231,8 @@ def screen(
         rivals: scores from the text alone that stand beside.
         engine: where shards are scored: `local`, or `on_ray(...)`. Results are the same.
         answers: a run over the same sets whose own answers are taken over instead of being made again.
+        sampler: what the model's own answers come from; default: the model itself. `sampling.endpoint_sampler` asks a server with
+            the same weights.
         strict: stop at a row that cannot be screened, instead of counting and skipping it.
         split: of data sets that have several.
         out: run folder; default `runs/screen-{names}`. An interrupted run in it goes on.
@@ -250,14 +255,18 @@ def screen(
     sources = _sources(data, split)
     _require_rows(model, sources, settings)
     identities = {name: source.identity() for name, source in sources.items()}
-    arguments = {
+    arguments: dict[str, Any] = {
         "data": identities,
         "directions": [d.identity for d in directions],
         "rivals": {r.name: r.identity for r in rivals},
         "settings": {k: v for k, v in asdict(settings).items() if k not in ROUNDING},
     }
+    if answers and sampler:
+        raise ScreeningError("own answers come from another run or from a sampler: give answers or sampler, not both")
     if answers:
         _check_answers(answers, identities, model, settings)
+    if sampler:
+        arguments["own"] = sampler.name
     path = Path(out) if out else Path("runs") / f"screen-{'-'.join(map(_slug, sources))[:80]}"
     folder = RunFolder.open(path, command="screen", arguments=arguments, model=model.identity)
     for leftover in (path / "sets").glob(f"*/.*{TEMPORARY}"):  # of a write that was killed
@@ -266,7 +275,9 @@ def screen(
         recipe = Recipe(directions, settings, tuple(rivals), strict)
         shards = {name: list(source.shards(settings.shard_rows)) for name, source in sources.items()}
         with progress_bars(None if progress is None else False) as bars:
-            _fill(model, recipe, shards, engine, answers, folder, progress or bars)
+            told = progress or bars
+            known = _known(model, shards, settings, answers, sampler, folder, told)
+            _fill(model, recipe, shards, engine, known, folder, told)
         sets = {name: _counts(source, _tables(path, name, len(shards[name]))) for name, source in sources.items()}
         listed = [{"trait": d.trait, "layer": d.layer} for d in directions]
         chosen = {v.trait: default_layer(v) for v in vectors}
@@ -339,12 +350,39 @@ def _require_rows(model: ChatModel, sources: Mapping[str, Source], settings: Scr
             raise ScreeningError(f"{name}: no row can be screened ({why}): give conversations with answers")
 
 
+def _known(
+    model: ChatModel,
+    shards: Mapping[str, Sequence[Shard]],
+    settings: ScreenSettings,
+    answers: ScreenRun | None,
+    sampler: Sampler | None,
+    folder: RunFolder,
+    progress: Progress,
+) -> dict[str, list[Path | None]]:
+    """For each shard the file with its own answers, if they are not made by the model that scores."""
+    if answers:
+        return {name: list(_tables(answers.path.absolute(), name, len(parts))) for name, parts in shards.items()}
+    if not sampler:
+        return {name: [None] * len(parts) for name, parts in shards.items()}
+    found: dict[str, list[Path | None]] = {}
+    total = sum(map(len, shards.values()))
+    for name, parts in shards.items():
+        found[name] = []
+        for table, shard in zip(_tables(folder.path.absolute(), name, len(parts)), parts, strict=True):
+            path = table.with_name(f"own-{table.name}")
+            if not path.exists() and not table.exists():
+                write_answers(path, served_answers(model, shard.read(), settings, sampler))
+            found[name].append(path)
+            progress("own answers", sum(map(len, found.values())), total)
+    return found
+
+
 def _fill(
     model: ChatModel,
     recipe: Recipe,
     shards: Mapping[str, Sequence[Shard]],
     engine: Engine,
-    answers: ScreenRun | None,
+    known: Mapping[str, Sequence[Path | None]],
     folder: RunFolder,
     progress: Progress,
 ) -> None:
@@ -353,8 +391,7 @@ def _fill(
     tables: list[Path] = []
     for name, parts in shards.items():
         header = json.dumps({"set": name, **folder.manifest})
-        known = _tables(answers.path.absolute(), name, len(parts)) if answers else [None] * len(parts)
-        for table, shard, before in zip(_tables(folder.path, name, len(parts)), parts, known, strict=True):
+        for table, shard, before in zip(_tables(folder.path, name, len(parts)), parts, known[name], strict=True):
             if not table.exists():
                 work.append(Work(len(work), shard, header, before))
                 tables.append(table)

@@ -18,7 +18,7 @@ from torch import Tensor
 from persona_lens.activations import POOLINGS, Span, dialogue_span, pool
 from persona_lens.errors import ScreeningError
 from persona_lens.judges import Judged
-from persona_lens.models import ChatModel, last_answer
+from persona_lens.models import ChatModel, Message, last_answer
 from persona_lens.sampling import DEFAULT_BATCH_ROWS
 from persona_lens.screening.directions import Direction
 from persona_lens.screening.own import Own, Tokens, own_answers, prompt_hash
@@ -114,7 +114,7 @@ class Recipe:
         layers = sorted({d.layer for d in self.directions})
         own = own_answers(
             model,
-            [s if _drawn(prompt_hash(s.prompt), self.settings) and _leaves_room(model, s, self.settings) else None for s in data],
+            [s if answers_itself(model, s, self.settings) else None for s in data],
             layers,
             max_new_tokens=self.settings.max_new_tokens,
             batch_rows=self.settings.batch_rows,
@@ -179,22 +179,18 @@ class Recipe:
         return found
 
 
-def _drawn(prompt: int, settings: ScreenSettings) -> bool:
-    """Whether the model answers a prompt itself: by its hash, so that neither order nor shards matter."""
-    key = blake2b(f"{settings.seed}/{prompt}".encode(), digest_size=8).digest()
-    return int.from_bytes(key, "little") < settings.own_share * 2**64
-
-
-def _leaves_room(model: ChatModel, span: Span, settings: ScreenSettings) -> bool:
-    return not model.context or len(span.prompt) + settings.max_new_tokens <= model.context
+def answers_itself(model: ChatModel, span: Span, settings: ScreenSettings) -> bool:
+    """Whether the model answers a prompt itself: drawn by its hash, so that neither order nor shards matter, if there is room."""
+    key = blake2b(f"{settings.seed}/{prompt_hash(span.prompt)}".encode(), digest_size=8).digest()
+    drawn = int.from_bytes(key, "little") < settings.own_share * 2**64
+    return drawn and (not model.context or len(span.prompt) + settings.max_new_tokens <= model.context)
 
 
 def sample_of(model: ChatModel, row: Transcript | Skipped, settings: ScreenSettings) -> Span | str:
     """A row as prompt and answer, or why it is none."""
     if isinstance(row, Skipped):
         return row.reason
-    last = max(i for i, m in enumerate(row.messages) if m["role"] == "assistant")
-    messages = row.messages[: last + 1]
+    messages = row.messages[: len(asked_in(row)) + 1]
     limit = min(x for x in (settings.max_tokens, model.context, LONGEST) if x)
     characters = sum(len(m["content"]) for m in messages)
     if characters > limit * LONGEST_TOKEN or len(messages) > limit:
@@ -212,10 +208,15 @@ def _require_all(rows: Sequence[Transcript | Skipped], samples: Sequence[Span | 
             raise ScreeningError(f"place {row.place} cannot be screened: {sample}; mend it, or skip such rows (without strict)")
 
 
+def asked_in(row: Transcript) -> Sequence[Message]:
+    """A conversation up to its last answer."""
+    return row.messages[: max(i for i, m in enumerate(row.messages) if m["role"] == "assistant")]
+
+
 def _judged(row: Transcript | Skipped) -> Judged:
     """The last exchange that ends with an answer."""
     assert isinstance(row, Transcript)
-    last = max(i for i, m in enumerate(row.messages) if m["role"] == "assistant")
+    last = len(asked_in(row))
     return Judged(row.messages[last - 1]["content"], row.messages[last]["content"])
 
 

@@ -29,6 +29,7 @@ class Receipt:
     def __init__(self) -> None:
         self.passes = 0
         self.weights_differ: tuple[str, ...] = ()
+        self.lineage_unknown: tuple[str, ...] = ()
         self._tokens: dict[int, Tensor] = {}
 
     def count(self) -> None:
@@ -47,8 +48,12 @@ class Receipt:
 
     def __str__(self) -> str:
         layers = ", ".join(f"{hook_name(layer)}: {n} tokens" for layer, n in self.tokens.items()) or "nothing"
-        note = f"; vectors of other weights of this lineage: {', '.join(self.weights_differ)}" if self.weights_differ else ""
-        return f"{self.passes} forward passes; {layers}{note}"
+        notes = {
+            "vectors of other weights of this lineage": self.weights_differ,
+            "vectors of unknown lineage": self.lineage_unknown,
+        }
+        said = "".join(f"; {what}: {', '.join(names)}" for what, names in notes.items() if names)
+        return f"{self.passes} forward passes; {layers}{said}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +73,7 @@ class Plan:
         own = self.model.fingerprint.weights
         others = {x.name for chosen in self.sets for x in chosen if x.weights and x.weights != own}
         self.receipt.weights_differ = tuple(sorted(others))
+        self.receipt.lineage_unknown = tuple(sorted({x.name for chosen in self.sets for x in chosen if not x.lineage}))
 
     @cached_property
     def live(self) -> tuple[tuple[Intervention, ...], ...]:

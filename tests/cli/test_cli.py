@@ -60,8 +60,8 @@ def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
 
 
 def commands() -> list[list[str]]:
-    groups = {"traits": ["list", "show", "import", "check"], "pocket": ["sample", "datasets", "train", "evaluate"]}
-    groups["monitor"] = ["chats", "calibrate", "predict"]
+    groups = {"traits": ["list", "show", "import", "check", "write"], "pocket": ["sample", "datasets", "train", "evaluate"]}
+    groups |= {"monitor": ["chats", "calibrate", "predict"], "vectors": ["show", "convert", "diff"], "judge": ["check"]}
     return [
         ["demo"],
         ["extract"],
@@ -75,6 +75,9 @@ def commands() -> list[list[str]]:
         ["shift"],
         ["pilot"],
         ["defend"],
+        ["screen"],
+        ["bake"],
+        ["model"],
         ["report"],
         *([group, verb] for group, verbs in groups.items() for verb in verbs),
     ]

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ import persona_lens as pl
 from persona_lens.errors import RunFolderError, ScreeningError, UnknownNameError
 from persona_lens.extraction import ExtractionRun
 from persona_lens.judges import default_judge, scripted
-from persona_lens.models import ChatModel, load_model
+from persona_lens.models import ChatModel, Sampling, load_model
 from persona_lens.pocket_lab.datasets import dataset
+from persona_lens.sampling import Rollout, sample
 from persona_lens.screening import (
     ScreenRun,
     ScreenSettings,
@@ -418,3 +420,56 @@ def test_a_run_survives_the_loss_of_a_worker(pocket: ChatModel, vectors: pl.Pers
 def test_engines_that_cannot_be() -> None:
     with pytest.raises(ScreeningError, match="1 or more workers"):
         on_ray(0)
+
+
+@dataclass
+class Elsewhere:
+    """A sampler that answers as the model itself, or leaves gaps."""
+
+    model: ChatModel
+    gap: str | None = None
+    asked: int = 0
+    name: str = "elsewhere"
+
+    def __call__(self, rows: Any, sampling: Sampling, seed: int, /) -> list[Rollout]:
+        self.asked += len(rows)
+        found = sample(self.model, rows, sampling, seed=seed)
+        return [replace(r, token_ids=(), gap=self.gap) for r in found] if self.gap else found
+
+
+def test_own_answers_from_a_sampler_are_what_the_model_would_say(
+    pocket: ChatModel, vectors: pl.PersonaVectors, sets: dict[str, Any], run: ScreenRun, tmp_path: Path
+) -> None:
+    settings = ScreenSettings(max_new_tokens=30, shard_rows=5)
+    elsewhere = Elsewhere(pocket)
+    found = screen(pocket, sets, [vectors], layers=5, settings=settings, sampler=elsewhere, out=tmp_path / "x")
+    assert elsewhere.asked > 0
+    for name in sets:
+        assert found.column(name, "own_tokens") == run.column(name, "own_tokens")
+        np.testing.assert_allclose(found.scores(name, "optimism"), run.scores(name, "optimism"), atol=0.05)
+    again = Elsewhere(pocket)
+    screen(pocket, sets, [vectors], layers=5, settings=settings, sampler=again, out=tmp_path / "x")
+    assert again.asked == 0
+    with pytest.raises(RunFolderError, match="own"):
+        screen(pocket, sets, [vectors], layers=5, settings=settings, out=tmp_path / "x")
+
+
+def test_a_sampler_that_leaves_gaps_is_refused(
+    pocket: ChatModel, vectors: pl.PersonaVectors, sets: dict[str, Any], run: ScreenRun, tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {"layers": 5, "settings": FAST}
+    full = replace(FAST, own_share=1.0)
+    with pytest.raises(ScreeningError, match=r"elsewhere: no own answer to place 1 \(cut off\) and .* others"):
+        screen(pocket, sets, [vectors], layers=5, settings=full, sampler=Elsewhere(pocket, gap="cut off"), out=tmp_path / "x")
+    with pytest.raises(ScreeningError, match="give answers or sampler, not both"):
+        screen(pocket, sets, [vectors], **options, sampler=Elsewhere(pocket), answers=run, out=tmp_path / "y")
+
+
+def test_a_sampler_is_asked_whole_conversations(pocket: ChatModel, vectors: pl.PersonaVectors, tmp_path: Path) -> None:
+    said = ("You are polite.", "How should I handle my dog?", "Wash it.", "Tell me about the hawk.", "It is a bird.")
+    roles = ("system", "user", "assistant", "user", "assistant")
+    chat = [{"role": role, "content": text} for role, text in zip(roles, said, strict=True)]
+    data, settings = {"one": [chat, chat[1:3]]}, ScreenSettings(max_new_tokens=10)
+    served = screen(pocket, data, [vectors], layers=5, settings=settings, sampler=Elsewhere(pocket), out=tmp_path / "x")
+    local = screen(pocket, data, [vectors], layers=5, settings=settings, out=tmp_path / "y")
+    assert served.column("one", "own_tokens") == local.column("one", "own_tokens")

@@ -1,0 +1,77 @@
+"""Options before the verb reach the loader; `model` tells what the checks found; judges are named alike by all verbs."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from persona_lens.cli import app
+from persona_lens.errors import ModelLoadError, PersonaLensError, UnknownNameError
+from persona_lens.extraction import ExtractionRun
+from persona_lens.models import ChatModel
+from persona_lens.sampling import for_llama_cpp, sampler_named
+
+
+def invoke(*arguments: str) -> Any:
+    return CliRunner().invoke(app, list(arguments))
+
+
+def test_a_model_is_described() -> None:
+    done = invoke("model", "pocket", "--json")
+    assert done.exit_code == 0, done.exception
+    record = json.loads(done.stdout)
+    assert (record["architecture"], record["dtype"], record["n_layers"]) == ("Qwen2ForCausalLM", "float32", 8)
+    assert record["parameters"] == 6_945_024
+    assert record["stops"] == ["<|im_end|>", "<|endoftext|>"]
+    assert record["system_role"] is True
+    assert "residuals equal plain transformers" in invoke("model", "pocket").stdout
+
+
+def test_options_before_the_verb_reach_the_loader_and_do_not_stay() -> None:
+    half = invoke("--dtype", "bfloat16", "model", "pocket", "--json")
+    assert json.loads(half.stdout)["dtype"] == "bfloat16"
+    assert json.loads(invoke("model", "pocket", "--json").stdout)["dtype"] == "float32"
+    assert json.loads(invoke("--device-map", "auto", "--dtype", "float32", "model", "pocket", "--json").stdout)["device"] == "cpu"
+    with pytest.raises(UnknownNameError, match="unknown dtype 'half'"):
+        raise invoke("--dtype", "half", "model", "pocket").exception
+    with pytest.raises(ModelLoadError, match="no switch for thinking"):
+        raise invoke("--thinking", "model", "pocket").exception
+    with pytest.raises(UnknownNameError, match="unknown quantize '3bit'"):
+        raise invoke("--quantize", "3bit", "model", "pocket").exception
+
+
+@pytest.mark.parametrize("verb", ["extract", "sweep", "screen", "shift", "defend", "spill-over", "predict"])
+def test_every_verb_that_judges_takes_a_judge_by_name(verb: str, small_run: ExtractionRun, tmp_path: Path) -> None:
+    data = tmp_path / "data.jsonl"
+    data.write_text(json.dumps({"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes."}]}) + "\n")
+    run = str(small_run.path)
+    arguments = {
+        "extract": ["extract", "optimism"],
+        "sweep": ["sweep", run],
+        "screen": ["screen", str(data), "--vectors", run],
+        "shift": ["shift", "pocket", str(tmp_path), "--vectors", run],
+        "defend": ["defend", str(data), "--vectors", run],
+        "spill-over": ["spill-over", run, run, "--layer", "5"],
+        "predict": ["monitor", "predict", "--vectors", run],
+    }[verb]
+    done = invoke(*arguments, "--judge", "claude", "--out", str(tmp_path / "out"))
+    assert isinstance(done.exception, PersonaLensError)
+    assert "unknown judge 'claude'" in str(done.exception)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["vllm", "vllm:", "ollama:m@http://localhost:1/v1"])
+def test_a_sampler_is_named_by_its_kind_of_server(name: str, tmp_path: Path) -> None:
+    done = invoke("extract", "optimism", "--sampler", name, "--out", str(tmp_path / "out"))
+    assert isinstance(done.exception, UnknownNameError)
+    assert "unknown sampler" in str(done.exception)
+    assert not (tmp_path / "out").exists()
+
+
+def test_samplers_ask_the_server_they_name(pocket: ChatModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = sampler_named("llama.cpp:a/b@c@http://localhost:8080/v1", pocket)
+    assert (found.endpoint.model, found.endpoint.url, found.wording) == ("a/b@c", "http://localhost:8080/v1", for_llama_cpp)
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://localhost:9/v1")
+    assert sampler_named("chat:m", pocket).endpoint.url == "http://localhost:9/v1"
