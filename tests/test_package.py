@@ -54,7 +54,7 @@ def test_every_public_name_resolves_and_is_then_at_hand(name: str) -> None:
     value = getattr(persona_lens, name)
     assert value is not None
     assert vars(persona_lens)[name] is value
-    if name not in ("__version__", "finetuning", "geometry", "judges", "monitoring", "screening"):
+    if name not in ("__version__", "finetuning", "geometry", "judges", "monitoring", "screening", "exchange"):
         assert getattr(importlib.import_module(value.__module__), name) is value
         assert value.__module__.startswith("persona_lens.")
 

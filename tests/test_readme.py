@@ -22,17 +22,18 @@ from persona_lens.sweeps import SweepSettings
 README = Path(__file__).parent.parent / "README.md"
 
 
-def test_the_quick_start_runs(small_settings: ExtractionSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_quick_start_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.S)[0]
-    real = pl.extract
+    real, short = pl.extract, Sampling(max_new_tokens=60)
 
     def smaller(*args: object, **kwargs: object) -> object:
-        return real(*args, settings=small_settings, **kwargs)  # pyright: ignore[reportCallIssue, reportArgumentType]
+        settings = ExtractionSettings(samples=1, neutral=20, sampling=short)
+        return real(*args, settings=settings, **kwargs)  # pyright: ignore[reportCallIssue, reportArgumentType]
 
     real_sweep = pl.sweep
 
     def smaller_sweep(*args: object, **kwargs: object) -> object:
-        few = SweepSettings(samples=1, report_samples=1, random_directions=2, sampling=small_settings.sampling)
+        few = SweepSettings(samples=1, report_samples=1, random_directions=1, sampling=Sampling(20))
         return real_sweep(*args, settings=few, **kwargs)  # pyright: ignore[reportCallIssue, reportArgumentType]
 
     monkeypatch.setattr(pl, "extract", smaller)

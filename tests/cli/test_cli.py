@@ -195,7 +195,7 @@ def test_a_full_disk_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest
 def test_ctrl_c_leaves_a_resumable_folder_and_says_how_to_go_on(tmp_path: Path) -> None:
     out = tmp_path / "runs"
     code = "from persona_lens.cli import main; main()"
-    options = ["--samples", "20", "--neutral", "0", "--out", str(out)]
+    options = ["--samples", "20", "--neutral", "0", "--max-new-tokens", "30", "--out", str(out)]
     process = subprocess.Popen(
         [sys.executable, "-c", code, "extract", "optimism", *options],
         stderr=subprocess.PIPE,

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
+from persona_lens.models import ChatModel
+
 # templates are written with the marks of the pocket tokenizer
 TURN = "{{ '<|im_start|>' + m['role'] + '\n' + m['content'] | trim + '<|im_end|>\n' }}"
 OPEN = "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
@@ -100,3 +102,14 @@ def with_template(tokenizer: PreTrainedTokenizerBase, template: str, *, bos: boo
     if bos:
         other.bos_token = "<|endoftext|>"
     return other
+
+
+def residuals(model: ChatModel, ids: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
+    seen: dict[int, torch.Tensor] = {}
+
+    def keep(layer: int) -> Any:
+        return lambda residual, hook: seen.__setitem__(layer, residual.clone())
+
+    with torch.inference_mode(), model.hooks([(model.hook_name(i), keep(i)) for i in range(model.n_layers)]):
+        logits = model.hf(ids, use_cache=False).logits
+    return [seen[i] for i in range(model.n_layers)], logits

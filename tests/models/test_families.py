@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from families import FAMILIES, tiny, with_template
+from families import FAMILIES, residuals, tiny, with_template
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from persona_lens.extraction import ExtractionSettings, extract
 from persona_lens.judges import Judged, Score
-from persona_lens.models import ChatModel, Sampling, load_model
+from persona_lens.models import Sampling, load_model
 from persona_lens.prompts import extraction_prompts
 from persona_lens.steering import add, steer
 from persona_lens.traits import InstructionPair, Trait
@@ -38,17 +38,6 @@ def blocks(plain: PreTrainedModel) -> Any:
 
 def final_norm(plain: PreTrainedModel) -> Any:
     return plain.gpt_neox.final_layer_norm if hasattr(plain, "gpt_neox") else plain.model.norm
-
-
-def residuals(model: ChatModel, ids: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
-    seen: dict[int, torch.Tensor] = {}
-
-    def keep(layer: int) -> Any:
-        return lambda residual, hook: seen.__setitem__(layer, residual.clone())
-
-    with torch.inference_mode(), model.hooks([(model.hook_name(i), keep(i)) for i in range(model.n_layers)]):
-        logits = model.hf(ids, use_cache=False).logits
-    return [seen[i] for i in range(model.n_layers)], logits
 
 
 @pytest.fixture(params=FAMILIES)

@@ -3,11 +3,10 @@
 import copy
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from families import tiny
+from families import residuals, tiny
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from persona_lens.errors import ModelLoadError
@@ -17,17 +16,6 @@ from persona_lens.models.loading import stop_ids
 from persona_lens.pocket import weights_folder
 
 MESSAGES = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "How should I handle my dog?"}]
-
-
-def residuals(model: ChatModel, ids: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
-    seen: dict[int, torch.Tensor] = {}
-
-    def keep(layer: int) -> Any:
-        return lambda residual, hook: seen.__setitem__(layer, residual.clone())
-
-    with torch.inference_mode(), model.hooks([(model.hook_name(i), keep(i)) for i in range(model.n_layers)]):
-        logits = model.hf(ids, use_cache=False).logits
-    return [seen[i] for i in range(model.n_layers)], logits
 
 
 def test_the_full_bridge_has_attention_hooks_and_the_same_residuals(

@@ -135,7 +135,9 @@ def test_thinking_that_never_ends_is_all_thinking(pocket: ChatModel) -> None:
 def test_the_texts_of_tokens_add_up(text: str) -> None:
     from persona_lens.models import load_model
 
-    model = _POCKET.setdefault("model", load_model("pocket"))
+    if not _POCKET:
+        _POCKET["model"] = load_model("pocket")
+    model = _POCKET["model"]
     ids = model.tokenizer(text, add_special_tokens=False)["input_ids"]
     texts = token_texts(model, ids)
     assert len(texts) == len(ids)

@@ -14,7 +14,7 @@ from persona_lens.activations import Span, pool, right_pad, span_pass
 from persona_lens.errors import LineageError, SteeringError
 from persona_lens.models import ChatModel, Sampling, forward_pass
 from persona_lens.prompts import Prompt
-from persona_lens.sampling import sample
+from persona_lens.sampling import Rollout, sample
 from persona_lens.steering import ablate, add, add_increments, cap, custom, plan, rotate, row_plan, steer
 from persona_lens.steering.interventions import Intervention
 from persona_lens.vectors import PersonaVectors
@@ -64,12 +64,19 @@ def some_spans(model: ChatModel) -> list[Span]:
     ]
 
 
-@pytest.mark.parametrize(("kind", "where"), list(itertools.product(MAKERS, ("everywhere", "prompt", "response"))))
-def test_dose_zero_is_bit_identical_and_a_full_dose_is_not(pocket: ChatModel, kind: str, where: str) -> None:
-    v, rows = vectors(pocket), [(p, 0) for p in prompts()]
+@pytest.fixture(scope="module")
+def unsteered(pocket: ChatModel) -> tuple[list[Span], torch.Tensor, list[Rollout]]:
     spans = some_spans(pocket)
-    plain_logits, plain = logits(pocket, spans), sample(pocket, rows, SAMPLING)
-    for layer in (0, 3, pocket.n_layers - 1):
+    return spans, logits(pocket, spans), sample(pocket, [(p, 0) for p in prompts()], SAMPLING)
+
+
+@pytest.mark.parametrize(("kind", "where"), list(itertools.product(MAKERS, ("everywhere", "prompt", "response"))))
+def test_dose_zero_is_bit_identical_and_a_full_dose_is_not(
+    pocket: ChatModel, unsteered: tuple[list[Span], torch.Tensor, list[Rollout]], kind: str, where: str
+) -> None:
+    v, rows = vectors(pocket), [(p, 0) for p in prompts()]
+    spans, plain_logits, plain = unsteered
+    for layer in (0, pocket.n_layers - 1):
         zero = MAKERS[kind](v, layer, 0.0, where)
         assert torch.equal(logits(pocket, spans, *zero), plain_logits)
         with steer(pocket, *zero):
