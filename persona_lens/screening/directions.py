@@ -64,10 +64,5 @@ def _layers(v: PersonaVectors, layers: Layers | None) -> Sequence[int]:
     if layers == "all":
         return range(v.n_layers)
     if layers is None:
-        return [default_layer(v)]
+        return [v.best_layer]
     return [layers[v.trait] if isinstance(layers, Mapping) else int(layers)]
-
-
-def default_layer(v: PersonaVectors) -> int:
-    """Where a vector is most reliable; layers without a reliability do not count, unless all are."""
-    return int(v.reliability.nan_to_num(-2.0).argmax())

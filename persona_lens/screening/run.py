@@ -26,7 +26,7 @@ from persona_lens.models import ChatModel
 from persona_lens.progress import Progress, progress_bars
 from persona_lens.records import decoded
 from persona_lens.sampling import Sampler
-from persona_lens.screening.directions import Layers, default_layer, directions_of
+from persona_lens.screening.directions import Layers, directions_of
 from persona_lens.screening.engines import Engine, Work, local
 from persona_lens.screening.files import Files, read_columns, require_parquet
 from persona_lens.screening.rivals import Rival
@@ -252,6 +252,7 @@ def screen(
         raise ScreeningError(
             f"rivals need different names, not {[r.name for r in rivals]}: their scores would overwrite each other"
         )
+    chosen = {v.trait: v.best_layer for v in vectors} if layers == "all" else {d.trait: d.layer for d in directions}
     sources = _sources(data, split)
     _require_rows(model, sources, settings)
     identities = {name: source.identity() for name, source in sources.items()}
@@ -280,7 +281,6 @@ def screen(
             _fill(model, recipe, shards, engine, known, folder, told)
         sets = {name: _counts(source, _tables(path, name, len(shards[name]))) for name, source in sources.items()}
         listed = [{"trait": d.trait, "layer": d.layer} for d in directions]
-        chosen = {v.trait: default_layer(v) for v in vectors}
         record = {"sets": sets, "directions": listed, "layers": chosen, "rivals": [r.name for r in rivals]}
         write_json(path / SETS, record)
         _write_extremes(ScreenRun(path), sources)

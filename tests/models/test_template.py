@@ -95,6 +95,8 @@ def test_thoughts_are_split_from_the_answer(thinker: ChatModel) -> None:
     assert thinker.template.split(said) == (tuple(said), ()), "thinking that never ends has no answer"
     assert replace(thinker.template, thinking=False).split([*thought, *said]) == ((), (*thought, *said))
     assert thinker.template.split([*thought, *thought, *said])[1] == tuple(said)
+    assert thinker.template.after_thoughts([*thought, *said]) == len(thought)
+    assert replace(thinker.template, thinking=False).after_thoughts([*thought, *said]) is None
 
 
 def test_no_average_and_no_text_holds_a_thought(thinker: ChatModel) -> None:
