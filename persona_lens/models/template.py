@@ -23,6 +23,7 @@ END_OF_THINKING: Final = "</think>"
 _SYSTEM: Final = "Be brief."
 _PROBE: Final = ({"role": "system", "content": _SYSTEM}, {"role": "user", "content": "How are you today?"})
 _ANSWER: Final = {"role": "assistant", "content": "Fine, thank you."}
+_AGAIN: Final = {"role": "user", "content": "And tomorrow?"}
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,7 @@ def _fault(template: Template) -> str | None:
 def _keeps_turns(template: Template) -> bool:
     """Whether a conversation that goes on keeps its earlier turns as they were (thinking may go)."""
     try:
-        whole = template.text([*_PROBE, _ANSWER, _PROBE[1]])
+        whole = template.text([*_PROBE, _ANSWER, _AGAIN])
         return any(whole.startswith(template.text(_PROBE, thinking=thinking)) for thinking in (None, True))
     except Exception:  # as above
         return False

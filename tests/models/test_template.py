@@ -59,6 +59,17 @@ def test_a_system_prompt_without_a_role_begins_the_first_user_message(
     assert asked.render(CHAT[1:]) == model.render(CHAT)
 
 
+def test_a_system_prompt_that_wanders_to_the_last_message_is_kept_at_the_first(tokenizer: PreTrainedTokenizerBase) -> None:
+    wandering = with_template(
+        tokenizer,
+        "{% set s = messages[0]['content'] if messages[0]['role'] == 'system' %}{% set ns = namespace(last=0) %}"
+        "{% for m in messages %}{% if m['role'] == 'user' %}{% set ns.last = loop.index0 %}{% endif %}{% endfor %}"
+        "{% for m in messages if m['role'] != 'system' %}{% if s and m['content'] == messages[ns.last]['content'] %}{{ s }}\n\n"
+        "{% endif %}" + TURN + "{% endfor %}" + OPEN,
+    )
+    assert not checked_template(wandering, "wandering").system_role
+
+
 def test_a_template_that_drops_the_system_prompt_gets_it_in_the_user_message(tokenizer: PreTrainedTokenizerBase) -> None:
     deaf = with_template(tokenizer, "{% for m in messages if m['role'] != 'system' %}" + TURN + "{% endfor %}" + OPEN)
     template = checked_template(deaf, "deaf")

@@ -450,6 +450,12 @@ def test_own_answers_from_a_sampler_are_what_the_model_would_say(
     again = Elsewhere(pocket)
     screen(pocket, sets, [vectors], layers=5, settings=settings, sampler=again, out=tmp_path / "x")
     assert again.asked == 0
+    for name in ("screen.json", "extremes.jsonl"):
+        (tmp_path / "x" / name).unlink()
+    found.shards("II")[0].unlink()
+    resumed = screen(pocket, sets, [vectors], layers=5, settings=settings, sampler=again, out=tmp_path / "x")
+    assert again.asked == 0, "what was answered before is not asked again"
+    assert resumed.column("II", "own_tokens") == run.column("II", "own_tokens")
     with pytest.raises(RunFolderError, match="own"):
         screen(pocket, sets, [vectors], layers=5, settings=settings, out=tmp_path / "x")
 
