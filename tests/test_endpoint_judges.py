@@ -256,7 +256,23 @@ def test_digits_mode_reads_the_digits() -> None:
     reply = with_logprobs(["7", "5"], [{"7": 0.6, "2": 0.4}, {"5": 0.5, "0": 0.5}])
     with serving(Server(reply=lambda _: reply)) as server:
         assert endpoint_judge(behind(server), mode="digits")(EVIL, ANSWERS[:1])[0].trait == pytest.approx(52.5)
-        assert endpoint_judge(behind(server))(EVIL, ANSWERS[:1])[0].trait == pytest.approx(5.0), "the first token alone misleads"
+        with pytest.raises(EndpointError, match=r"digit by digit \('75' in 2 tokens\).*openai:MODEL,digits"):
+            endpoint_judge(behind(server))(EVIL, ANSWERS[:1])
+
+
+def test_a_number_after_a_blank_token_is_a_gap_that_names_the_mode() -> None:
+    reply = with_logprobs([" ", "7", "5"], [{" ": 0.9, "I": 0.1}, {"7": 1.0}, {"5": 1.0}])
+    with serving(Server(reply=lambda _: reply)) as server:
+        assert endpoint_judge(behind(server), mode="digits")(EVIL, ANSWERS[:1])[0].trait == pytest.approx(75)
+        score = endpoint_judge(behind(server), coherence=False)(EVIL, ANSWERS[:1])[0]
+    assert (score.reason or "").startswith("trait: the number comes after a blank token: judge with mode='digits'")
+
+
+@pytest.mark.parametrize("tokens", [["75"], ["75", ""], ["75", ".", "5"], ["75", " 8"], [" 75", "\n"]])
+def test_what_follows_a_whole_number_does_not_matter(tokens: list[str]) -> None:
+    reply = with_logprobs(tokens, [{tokens[0]: 0.8, "80": 0.2}, *({t: 1.0} for t in tokens[1:])])
+    with serving(Server(reply=lambda _: reply)) as server:
+        assert endpoint_judge(behind(server))(EVIL, ANSWERS[:1])[0].trait == pytest.approx(76)
 
 
 def test_replies_without_logprobs_say_what_to_do() -> None:
@@ -458,8 +474,14 @@ def test_a_judge_is_named_as_it_is_on_the_command_line(monkeypatch: pytest.Monke
     assert there == endpoint_judge(Endpoint("http://localhost:8/v1", "a/b@c"), cache=tmp_path / "c.jsonl")
     assert judge_named("openai:m", "real") == endpoint_judge(Endpoint("https://api.openai.com/v1", "m"))
     monkeypatch.setenv("OPENAI_BASE_URL", "http://localhost:9/v1")
-    assert judge_named("openai:m", "real", mode="text") == endpoint_judge(Endpoint("http://localhost:9/v1", "m"), mode="text")
-    assert judge_named("local:pocket", "pocket").name == "local:pocket, digit tree"
+    assert judge_named("openai:m,text", "real") == endpoint_judge(Endpoint("http://localhost:9/v1", "m"), mode="text")
+    assert judge_named("openai:m@http://localhost:8/v1,digits", "real", repeats=2) == endpoint_judge(
+        Endpoint("http://localhost:8/v1", "m"), mode="digits", repeats=2
+    )
+    assert judge_named("openai:m,logprobs", "real") == judge_named("openai:m", "real")
+    loaded: list[str] = []
+    judge = judge_named("local:judge", "pocket", load=lambda name: loaded.append(name) or load_model("pocket"))
+    assert (judge.name, loaded) == ("local:pocket, digit tree", ["judge"])
 
 
 @pytest.mark.parametrize("text", ["", "oracel", "openai:", "openai", "local:", "gpt-4"])
@@ -476,6 +498,9 @@ def test_the_oracle_is_no_judge_of_real_traits() -> None:
 def test_the_environment_names_the_judge_of_other_models(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PERSONA_LENS_JUDGE", "openai:m@http://localhost:8/v1")
     assert default_judge("real") == endpoint_judge(Endpoint("http://localhost:8/v1", "m"))
+    monkeypatch.setenv("PERSONA_LENS_JUDGE", "openai:m@http://localhost:8/v1,text")
+    kept = default_judge("real", cache=Path("c.jsonl"), repeats=3)
+    assert kept == endpoint_judge(Endpoint("http://localhost:8/v1", "m"), mode="text", cache=Path("c.jsonl"), repeats=3)
     assert default_judge("pocket") == oracle()
     monkeypatch.delenv("PERSONA_LENS_JUDGE")
     with pytest.raises(PersonaLensError, match="--judge or by the variable PERSONA_LENS_JUDGE"):

@@ -110,11 +110,16 @@ def test_a_cache_answers_without_server_key_or_package(tmp_path: Path, monkeypat
     with serving(Server()) as server:
         found = ask(endpoint(server), questions(3), text, cache=tmp_path / "c.jsonl")
     monkeypatch.setitem(sys.modules, "openai", None)
-    elsewhere = Endpoint("https://nowhere.invalid/v1", "m")
-    assert ask(elsewhere, questions(3), text, cache=tmp_path / "c.jsonl") == found
+    assert ask(endpoint(server), questions(3), text, cache=tmp_path / "c.jsonl") == found
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     with pytest.raises(EndpointError, match=r"pip install 'persona-lens\[judge\]'"):
-        ask(elsewhere, questions(4), text, cache=tmp_path / "c.jsonl")
+        ask(endpoint(server), questions(4), text, cache=tmp_path / "c.jsonl")
+
+
+def test_one_server_does_not_answer_for_another(tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        with serving(Server(reply=lambda _, name=name: said(name))) as server:
+            assert ask(endpoint(server), questions(2), text, cache=tmp_path / "c.jsonl") == [name, name]
 
 
 def test_model_route_and_body_make_the_name_of_a_reply_and_their_order_does_not() -> None:

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from persona_lens.cli.judge import app
 from persona_lens.endpoints import Endpoint, asking
-from persona_lens.errors import PersonaLensError, UnknownNameError
+from persona_lens.errors import PersonaLensError
 from persona_lens.judges import Judged, Labelled, Score, check_judge, endpoint_judge, oracle, repeatability, scripted
 from persona_lens.judges.checking import share_interval
 from persona_lens.traits import Trait, load_trait
@@ -75,7 +75,7 @@ def test_a_judge_that_answers_at_random_has_no_kappa_to_speak_of() -> None:
 def test_gaps_are_counted_by_reason_and_are_no_scores() -> None:
     labelled = [*examples([0, 100, 30]), Labelled("g", "", 100.0), Labelled("h", "", 0.0)]
     found = check_judge(scripted(by_answer), EVIL, labelled)
-    assert found.gaps == {"mass # on numbers": 2}
+    assert found.gaps == {"mass … on numbers": 2}
     assert (found.n, found.agreement) == (3, 1.0)
     nothing = check_judge(scripted(by_answer), EVIL, labelled[3:])
     assert (nothing.n, nothing.questions) == (0, 0)
@@ -245,16 +245,21 @@ def test_the_command_prints_agreement_and_gaps(labels: Path) -> None:
     assert record["usage"]["requests"] == 0
 
 
-def test_the_command_says_what_a_server_cost_and_goes_on_from_its_cache(labels: Path, tmp_path: Path) -> None:
+def test_the_command_says_what_a_server_cost_and_goes_on_from_its_cache(
+    labels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with serving(Server(reply=by_content)) as server:
         args = ("evil", str(labels), "--judge", f"openai:m@{server.url}", "--cache", str(tmp_path / "c.jsonl"))
         result = run(*args)
         assert result.exit_code == 0, result.exception
         assert "60 + 12 tokens, 6 requests (0 of them retries)" in result.output
         assert json.loads(run(*args, "--json").output)["usage"]["requests"] == 0
-        assert run(*args, "--mode", "text", "--repeats", "2").exit_code == 0
+        monkeypatch.setenv("PERSONA_LENS_JUDGE", f"openai:m@{server.url},text")
+        assert run(*args[:2], *args[4:], "--repeats", "2").exit_code == 0
         assert sum(server.asked.values()) == 6 + 12
-    assert isinstance(run(*args, "--mode", "vibes").exception, UnknownNameError)
+    monkeypatch.delenv("PERSONA_LENS_JUDGE")
+    assert "no judge given" in str(run(*args[:2]).exception)
+    assert run(*args[:2], "--set", "pocket").exit_code == 0, "the oracle is the pocket world's judge"
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from persona_lens.cli.options import Json, emit, printable
+from persona_lens.cli.options import Device, Json, JudgeName, emit, judge_for, printable
 from persona_lens.errors import PersonaLensError
 
 if TYPE_CHECKING:
@@ -25,11 +25,11 @@ def about() -> None:
 def check(
     trait: Annotated[str, typer.Argument(help="A trait's name or the path of its JSON file.")],
     labels: Annotated[Path, typer.Argument(help='Labelled answers: JSONL of {"question", "answer", "score"}, scores 0-100.')],
-    judge: Annotated[str, typer.Option(help='"oracle", "openai:MODEL", "openai:MODEL@URL" or "local:MODEL".')],
-    mode: Annotated[str, typer.Option(help="How a server's replies are read: logprobs, digits or text.")] = "logprobs",
+    judge: JudgeName = None,
     repeats: Annotated[int, typer.Option(help="How often a judge behind a server judges each answer; the mean counts.")] = 1,
     cache: Annotated[Path | None, typer.Option(help="File that keeps a server's replies; an interrupted run goes on.")] = None,
     trait_set: Annotated[str, typer.Option("--set", help='"real" or "pocket".')] = "real",
+    device: Device = None,
     as_json: Json = False,
 ) -> None:
     """Compare a judge with labels: agreement at 50, kappa, error in points, what it left out and what it cost.
@@ -37,18 +37,14 @@ def check(
     Example: persona-lens judge check evil labels.jsonl --judge openai:gpt-4.1-mini --cache replies.jsonl
     """
     from persona_lens.endpoints import Usage
-    from persona_lens.errors import UnknownNameError
     from persona_lens.judges.checking import check_judge
-    from persona_lens.judges.endpoint import MODES, EndpointJudge
-    from persona_lens.judges.named import judge_named
+    from persona_lens.judges.endpoint import EndpointJudge
     from persona_lens.records import encoded
     from persona_lens.traits import load_trait
 
-    if mode not in MODES:
-        raise UnknownNameError("mode", mode, MODES)
     wanted = load_trait(trait, trait_set)
     labelled = _read(labels)
-    reader = judge_named(judge, trait_set, cache=cache, mode=mode, repeats=repeats)
+    reader = judge_for(judge, trait_set, cache, device, repeats)
     found = check_judge(reader, wanted, labelled)
     cost = reader.usage if isinstance(reader, EndpointJudge) else Usage()
     emit({**encoded(found), "usage": encoded(cost)}, _text(found, cost), as_json)

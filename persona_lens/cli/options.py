@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, cast
 
@@ -28,8 +29,9 @@ JudgeName = Annotated[
     str | None,
     typer.Option(
         "--judge",
-        help='"oracle" reads pocket models (their default); "openai:MODEL" or "openai:MODEL@URL" asks a server, '
-        '"local:MODEL" a model on this machine. Default: the variable PERSONA_LENS_JUDGE.',
+        help='"oracle" reads pocket models (their default); "openai:MODEL" or "openai:MODEL@URL" asks a server (",digits" after it '
+        'for models that write numbers digit by digit, ",text" for servers without logprobs), "local:MODEL" a model on this '
+        "machine. Default: the variable PERSONA_LENS_JUDGE.",
     ),
 ]
 SamplerName = Annotated[
@@ -58,8 +60,8 @@ class Loading:
 LOADING: Final[ContextVar[Loading]] = ContextVar("loading", default=Loading())  # noqa: B039 (frozen)
 
 
-def load(model: str, device: str | None) -> "ChatModel":
-    """The model that a verb works on."""
+def load(model: str, device: str | None = None, *, thinking: bool | None = None) -> "ChatModel":
+    """A model, loaded as the options before the verb say; it thinks first if they say so, or if `thinking` does."""
     from persona_lens.errors import UnknownNameError
     from persona_lens.models import load_model
 
@@ -70,7 +72,7 @@ def load(model: str, device: str | None) -> "ChatModel":
             raise UnknownNameError(what, given, names)
     return load_model(
         model, device=device, dtype=chosen.dtype, quantize=cast(Any, chosen.quantize), device_map=chosen.device_map,
-        thinking=chosen.thinking,
+        thinking=chosen.thinking if thinking is None else thinking,
     )  # fmt: skip
 
 
@@ -83,9 +85,16 @@ def sampler_of(name: str | None, model: "ChatModel") -> "Sampler | None":
 
 def judge_of(name: str | None, model: "ChatModel") -> "Judge":
     """The judge that was named, or the one that the model's trait set or the environment names."""
+    return judge_for(name, model.trait_set, REPLIES, None if LOADING.get().device_map else str(model.device))
+
+
+def judge_for(name: str | None, trait_set: str, cache: Path | None, device: str | None = None, repeats: int = 1) -> "Judge":
+    """The judge that was named, or the default one. Its own model, if it has one, is loaded as the options before the verb say."""
     from persona_lens.judges import default_judge, judge_named
 
-    return default_judge(model.trait_set) if name is None else judge_named(name, model.trait_set, cache=REPLIES)
+    loaded = partial(load, device=device, thinking=False)
+    options: dict[str, Any] = {"cache": cache, "load": loaded, "repeats": repeats}
+    return default_judge(trait_set, **options) if name is None else judge_named(name, trait_set, **options)
 
 
 class SeveralVectors(TyperCommand):

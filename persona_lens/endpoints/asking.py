@@ -63,10 +63,10 @@ def ask(
         EndpointError: no key, a refusal (400, 401, 403, 404 and the like), a server that stays out of reach, a cache in use by
             another process, or a missing package. Replies that were received are in the cache: the same call goes on from there.
     """
-    wanted = {r.digest(endpoint.model): r for r in requests}
+    wanted = {r.digest(str(endpoint)): r for r in requests}
     with opened(cache) as kept:
         found = _ask_missing(endpoint, wanted, read, kept, told, spent)
-    return [found[r.digest(endpoint.model)] for r in requests]
+    return [found[r.digest(str(endpoint))] for r in requests]
 
 
 @dataclass(frozen=True)

@@ -15,13 +15,12 @@ from persona_lens.judges.judge import (
     Outside,
     RoleJudge,
     Score,
-    default_judge,
     default_outside,
     default_role_judge,
     judged,
     scripted,
 )
-from persona_lens.judges.named import judge_named
+from persona_lens.judges.named import default_judge, judge_named
 from persona_lens.judges.oracle import oracle, outside_pocket_world, role_oracle
 
 if TYPE_CHECKING:

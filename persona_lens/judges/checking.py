@@ -46,7 +46,7 @@ class JudgeCheck:
         judge, trait: names.
         n: examples with a score; the figures are about these.
         questions: different questions among them.
-        gaps: examples without a trait score, by reason (numbers in it written as #).
+        gaps: examples without a trait score, by reason (numbers in it left out).
         agreement: share of examples that judge and label put on the same side of 50 (50 counts as showing the trait).
         low, high: its 95 % interval over questions like these; NaN below ten questions.
         kappa: Cohen's kappa of the two sides.
@@ -81,7 +81,7 @@ def check_judge(judge: Judge, trait: Trait, labelled: Sequence[Labelled]) -> Jud
         raise PersonaLensError("no labelled examples: give some dozens at least, from 0 to 100")
     scores = judged(judge, trait, [Judged(e.question, e.answer) for e in labelled])
     pairs = [(e, s.trait) for e, s in zip(labelled, scores, strict=True) if s.trait is not None]
-    gaps = Counter(_NUMBERS.sub("#", s.reason or "") for s in scores if s.trait is None)
+    gaps = Counter(_NUMBERS.sub("…", s.reason or "") for s in scores if s.trait is None)
     label = np.array([float(e.score) for e, _ in pairs])
     found = np.array([float(value) for _, value in pairs])
     _, question = np.unique([e.question for e, _ in pairs], return_inverse=True)

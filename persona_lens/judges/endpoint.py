@@ -9,13 +9,14 @@ from typing import Any, Final, Literal
 from persona_lens.endpoints import Endpoint, Failed, Request, UnreadableReply, Usage, ask
 from persona_lens.errors import EndpointError, PersonaLensError
 from persona_lens.judges.judge import Adherence, Judged, Score
-from persona_lens.judges.reply import Reading, Tokens, along_sample, weighted, written
+from persona_lens.judges.reply import NUMBER, Reading, Tokens, along_sample, shown, weighted, written
 from persona_lens.judges.rubrics import coherence_message, role_message, trait_message
 from persona_lens.traits import Role, Trait
 
 Mode = Literal["logprobs", "digits", "text"]
 MODES: Final[tuple[Mode, ...]] = ("logprobs", "digits", "text")
 TOP: Final = 20  # first tokens whose probabilities are asked for, as in the paper
+FIRST_TOKENS: Final = 3  # the first is read; the others show whether it was the whole number
 DIGIT_TOKENS: Final = 4  # a space, and the digits of 100
 TEXT_TOKENS: Final = 512
 NOT_JUDGED: Final = "coherence was not judged"
@@ -79,8 +80,9 @@ def endpoint_judge(
 
     Args:
         mode: how replies are read. "logprobs": expected number over the first token (Chen et al. 2025), for models whose tokens are
-            whole numbers. "digits": the same over the digits of the reply, for models that write numbers digit by digit; what was
-            not sampled is approximated (`reply.along_sample`). "text": the number that is written.
+            whole numbers; a reply in which another digit follows that token ends the call. "digits": the same over the digits of
+            the reply, for models that write numbers digit by digit; what was not sampled is approximated (`reply.along_sample`).
+            "text": the number that is written.
         coherence: whether coherence is judged as well, by a second request; without it every score's coherence is a gap.
         cache: a JSONL file of replies, so that an interrupted run goes on where it stopped.
         repeats: how often each answer is judged, with different seeds; the mean counts. In mode "text" several are sampled at
@@ -88,7 +90,7 @@ def endpoint_judge(
 
     Raises:
         PersonaLensError: no such mode, or fewer than one repeat. Calling it raises `EndpointError` as `endpoints.ask`
-            does, and where the server gives no probabilities.
+            does, where the server gives no probabilities, and in mode "logprobs" where the model writes digit by digit.
     """
     if mode not in MODES:
         raise PersonaLensError(f"mode={mode!r} is unknown: use one of {', '.join(MODES)}")
@@ -144,7 +146,7 @@ def _request(message: str, mode: Mode, seed: int, sampled: bool) -> Request:
     body: dict[str, Any] = {"messages": [{"role": "user", "content": message}], "seed": seed}
     if mode == "text":
         return Request("chat/completions", body | {"max_tokens": TEXT_TOKENS, "temperature": 1 if sampled else 0})
-    tokens = 1 if mode == "logprobs" else DIGIT_TOKENS
+    tokens = FIRST_TOKENS if mode == "logprobs" else DIGIT_TOKENS
     return Request("chat/completions", body | {"max_tokens": tokens, "temperature": 0, "logprobs": True, "top_logprobs": TOP})
 
 
@@ -167,8 +169,21 @@ def _text(reply: Mapping[str, Any]) -> str:
 
 
 def _from_first_token(reply: Mapping[str, Any]) -> Reading:
-    positions, _ = _positions(reply)
-    return weighted(positions[0]) if positions else Reading(None, "an empty reply")
+    positions, sampled = _positions(reply)
+    if not positions:
+        return Reading(None, "an empty reply")
+    if NUMBER.fullmatch(sampled[0].strip()) and _begins_with_digit("".join(sampled[1:])):
+        raise EndpointError(
+            f"the model writes numbers digit by digit ({shown(''.join(sampled))} in {len(sampled)} tokens), and its first token is "
+            "no number of 0-100: judge with mode='digits', or name the judge openai:MODEL,digits"
+        )
+    if not sampled[0].strip() and _begins_with_digit("".join(sampled).lstrip()):
+        return Reading(None, "the number comes after a blank token: judge with mode='digits'")
+    return weighted(positions[0])
+
+
+def _begins_with_digit(text: str) -> bool:
+    return bool(NUMBER.match(text))
 
 
 def _from_digits(reply: Mapping[str, Any]) -> Reading:
@@ -199,7 +214,7 @@ def _positions(reply: Mapping[str, Any]) -> tuple[list[Tokens], list[str]]:
     if choice.get("finish_reason") == "content_filter":
         return [], []
     if not isinstance(given, dict) or given.get("content") is None:
-        raise EndpointError("the server's replies hold no logprobs: judge with mode='text' (or by a model that gives them)")
+        raise EndpointError("the server's replies hold no logprobs: judge with mode='text', or name the judge openai:MODEL,text")
     try:
         top = [{str(t["token"]): 0.0 for t in p["top_logprobs"]} for p in given["content"]]
         for tokens, position in zip(top, given["content"], strict=True):

@@ -1,14 +1,11 @@
 """What a judge is: `(trait, answers) -> scores`, batched. What it cannot read is a gap with a reason, never a zero."""
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Final, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from persona_lens.errors import PersonaLensError
 from persona_lens.traits import Role, Trait
-
-JUDGE_VARIABLE: Final = "PERSONA_LENS_JUDGE"  # names the judge of models that have none of their own
 
 
 @dataclass(frozen=True)
@@ -106,27 +103,6 @@ class _Scripted:
 def scripted(score: Callable[[Trait, Judged], Score], name: str = "scripted") -> Judge:
     """A judge from a function that scores one answer."""
     return _Scripted(name, score)
-
-
-def default_judge(trait_set: str) -> Judge:
-    """The judge that needs no choice: the oracle on the pocket model, else the one that PERSONA_LENS_JUDGE names.
-
-    Raises:
-        PersonaLensError: any other model needs a judge to be named.
-    """
-    if trait_set != "pocket":
-        if named := os.environ.get(JUDGE_VARIABLE, "").strip():
-            from persona_lens.judges.named import judge_named
-
-            return judge_named(named, trait_set)
-        raise PersonaLensError(
-            f"no judge given, and the oracle reads pocket models only: name one by --judge or by the variable {JUDGE_VARIABLE} "
-            "(openai:MODEL, openai:MODEL@URL or local:MODEL); from Python pass judge= (persona_lens.judges.scripted makes one of "
-            "any scorer)"
-        )
-    from persona_lens.judges.oracle import oracle
-
-    return oracle()
 
 
 def default_outside(trait_set: str) -> Outside | None:

@@ -7,7 +7,7 @@ from persona_lens.models.fingerprint import Fingerprint
 from persona_lens.models.generation import EndReason, Generated, Sampling, generate_tokens, uniforms
 from persona_lens.models.loading import load_model
 from persona_lens.models.memory import MemoryEstimate, Quantize, estimate_memory, in_parts
-from persona_lens.models.passes import Pass, current_pass, earlier_tokens, forward_pass, row_aware
+from persona_lens.models.passes import Pass, cache_given, current_pass, earlier_tokens, forward_pass, row_aware
 from persona_lens.models.template import Template
 from persona_lens.models.weights import ADAPTER_CONFIG, ADAPTER_WEIGHTS, require_adapter
 
@@ -26,6 +26,7 @@ __all__ = [
     "Quantize",
     "Sampling",
     "Template",
+    "cache_given",
     "continuation",
     "converse_tokens",
     "current_pass",

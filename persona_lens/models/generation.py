@@ -18,7 +18,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from persona_lens.errors import ActivationError
 from persona_lens.models.dialogue import Interval
-from persona_lens.models.passes import Pass, earlier_tokens, forward_pass, prefill_key
+from persona_lens.models.passes import Pass, cache_name, earlier_tokens, forward_pass, prefill_key
 
 if TYPE_CHECKING:
     from persona_lens.models.chat_model import ChatModel
@@ -206,7 +206,7 @@ def shared_prefill(
         for at, name in zip(owner.tolist(), names.tolist(), strict=True):
             shared[at].append(name)
         with forward_pass(Pass(names[rows], real, real, torch.zeros_like(real), told, tuple(map(tuple, shared)))):
-            model.hf(ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            model.hf(ids, attention_mask=mask, position_ids=positions, use_cache=True, logits_to_keep=1, **_named(model, cache))
         cache.batch_select_indices(owner)
     return cache, mask[owner]
 
@@ -235,10 +235,14 @@ def decode(
             tokens[:, None],
             attention_mask=mask,
             position_ids=mask.sum(-1, keepdim=True) - 1,
-            past_key_values=cache,
             use_cache=True,
+            **_named(model, cache),
         )
     return output.logits[:, -1]
+
+
+def _named(model: "ChatModel", cache: DynamicCache) -> dict[str, DynamicCache]:
+    return {cache_name(type(model.hf)): cache}
 
 
 def require_numbers(model: "ChatModel", logits: Float[Tensor, "batch vocab"]) -> None:

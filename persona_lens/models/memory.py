@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 import torch
 
 from persona_lens.errors import ActivationError, ModelLoadError
+from persona_lens.models.passes import cache_given
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -54,7 +55,7 @@ def estimate_memory(config: Any, dtype: torch.dtype, quantize: Quantize | None =
     if quantize:
         sizes |= {id(p): (p.numel(), BITS[quantize] / 8) for p in _quantized(empty)}
     with torch.inference_mode():
-        cache = empty(torch.zeros(1, 1, dtype=torch.long, device="meta"), use_cache=True).past_key_values
+        cache = cache_given(empty(torch.zeros(1, 1, dtype=torch.long, device="meta"), use_cache=True))
     return MemoryEstimate(
         parameters=sum(n for n, _ in sizes.values()),
         weights=int(sum(n * s for n, s in sizes.values())),

@@ -6,17 +6,21 @@ belongs to the answer: the last prompt token and every answer token; `earlier` i
 found only when somebody asks.
 """
 
-from collections.abc import Callable, Generator, Hashable, Sequence
+import inspect
+from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from functools import lru_cache
+from typing import Any, Final, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
 from persona_lens.models.dialogue import Interval
+
+CACHE_NAMES: Final = ("cache", "past_key_values")  # of the key-value cache in transformers: since 5.24, and before
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,3 +84,15 @@ def row_aware(aware: RowAware) -> Generator[None]:
 
 def prefill_key(row: int) -> Hashable:
     return tuple(aware.prefill_key(row) for aware in _AWARE.get())
+
+
+@lru_cache(maxsize=32)
+def cache_name(model_type: type[Any]) -> str:
+    """What the forward pass of a class of models calls its key-value cache."""
+    now, before = CACHE_NAMES
+    return now if now in inspect.signature(model_type.forward).parameters else before
+
+
+def cache_given(named: Mapping[str, Any]) -> Any:
+    """The key-value cache among the keyword arguments of a forward pass; None without one."""
+    return next((cache for name in CACHE_NAMES if (cache := named.get(name)) is not None), None)

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from persona_lens.errors import LineageError, SteeringError
-from persona_lens.models import ChatModel, Pass, current_pass, row_aware
+from persona_lens.models import ChatModel, Pass, cache_given, current_pass, row_aware
 from persona_lens.steering.bands import require_feasible, smallest_change
 from persona_lens.steering.interventions import Add, Band, Custom, Intervention, Rotate, rotated
 from persona_lens.vectors import hook_name
@@ -350,7 +350,7 @@ def reading_calls(model: ChatModel, called: Callable[[], object]) -> Generator[N
     """Keep what the model is called with while it runs, for `content_of`; `called` is told of every call."""
 
     def before(module: Any, args: Any, kwargs: dict[str, Any]) -> None:  # noqa: ARG001
-        cache = kwargs.get("past_key_values")
+        cache = cache_given(kwargs)
         mask = kwargs.get("attention_mask", args[1] if len(args) > 1 else None)
         generating = cache is not None or kwargs.get("use_cache") is True
         cached = (0 if cache is None else int(cache.get_seq_length())) if generating else None
