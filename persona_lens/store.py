@@ -24,6 +24,7 @@ from persona_lens.errors import RunFolderError
 
 SCHEMA_VERSION: Final = 1
 TEMPORARY: Final = ".tmp"
+MANIFEST: Final = "run.json"
 _PACKAGES: Final = ("persona-lens", "torch", "transformers", "transformer-lens", "peft", "accelerate", "numpy", "scikit-learn")
 
 
@@ -171,7 +172,7 @@ class RunFolder:
         """
         if path.exists() and not path.is_dir():
             raise RunFolderError(f"{path} is a file: a run needs a folder, choose another path")
-        manifest = path / "run.json"
+        manifest = path / MANIFEST
         identity: dict[str, Any] = {
             "schema_version": SCHEMA_VERSION,
             "command": command,
@@ -192,7 +193,7 @@ class RunFolder:
 
     @property
     def manifest(self) -> dict[str, Any]:
-        return read_json(self.path / "run.json")
+        return read_manifest(self.path)
 
     def log(self, message: str) -> None:
         """Append a line with the time to `log.txt`."""
@@ -247,6 +248,19 @@ class RunFolder:
             told(rows.stop)
 
 
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """What `run.json` in a run folder says.
+
+    Raises:
+        RunFolderError: no such folder, no run in it, or a damaged file.
+    """
+    if not folder.is_dir():
+        raise RunFolderError(f"{folder}: no such folder: give the run folder that a command wrote")
+    if not (folder / MANIFEST).exists():
+        raise RunFolderError(f"{folder} holds no run ({MANIFEST} is missing): give the folder that a command wrote by --out")
+    return read_json(folder / MANIFEST)
+
+
 def require_finished(folder: Path, command: str, result: str) -> None:
     """Raise unless the folder holds a finished run of a command.
 
@@ -256,7 +270,7 @@ def require_finished(folder: Path, command: str, result: str) -> None:
     Raises:
         RunFolderError: a run of another command, or one that is not finished.
     """
-    found = read_json(folder / "run.json").get("command")
+    found = read_manifest(folder).get("command")
     if found != command:
         raise RunFolderError(f"{folder} holds a run of {found!r}, not of {command!r}")
     if not (folder / result).exists():

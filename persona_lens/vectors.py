@@ -145,7 +145,10 @@ class PersonaVectors:
                 header = json.loads((file.metadata() or {}).get("header", "{}"))
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (OSError, SafetensorError, ValueError, RecursionError) as error:
-            raise RunFolderError(f"{path}: cannot be read as persona vectors ({error})") from error
+            raise RunFolderError(
+                f"{path}: cannot be read as persona vectors ({error}). Files of other programs (GGUF, .pt): "
+                f"persona-lens vectors convert {path} OUT.safetensors"
+            ) from error
         _check_content(path, header, tensors)
         try:
             return cls(

@@ -171,6 +171,17 @@ def test_greedy_answers_are_those_of_the_model_itself(server: Server, here: list
     assert {r.end for r in here} == {"stop", "length"}
 
 
+def test_answers_of_other_weights_are_not_taken_from_the_cache(server: Server, pocket: ChatModel, tmp_path: Path) -> None:
+    """A server may serve a finetuned model under the old name."""
+    finetuned = replace(pocket, fingerprint=replace(pocket.fingerprint, weights="0123"))
+    asked = list[int]()
+    with server.endpoint() as endpoint:
+        for model in (pocket, finetuned, pocket):
+            endpoint_sampler(endpoint, model, for_vllm, cache=tmp_path / "c.jsonl")(few(3), GREEDY, 0)
+            asked.append(len(server.asked))
+    assert 0 < asked[0] < asked[1] == asked[2]
+
+
 @pytest.mark.parametrize("wording", [for_vllm, for_transformers])
 def test_order_and_concurrency_change_nothing(server: Server, wording: Wording) -> None:
     rows = rows_of([p for p, _ in few()[2:]], 2)

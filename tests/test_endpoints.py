@@ -385,20 +385,40 @@ def test_a_file_of_something_else_is_left_as_it_is(tmp_path: Path) -> None:
     assert other.read_text() == "a line\nand one without an end"
 
 
-def test_a_cache_has_one_writer(tmp_path: Path) -> None:
+def test_a_cache_is_shared_by_calls_at_the_same_time(tmp_path: Path) -> None:
+    """Also with lines that another call appends meanwhile, and a line that it has not finished yet."""
     cache = tmp_path / "c.jsonl"
-    refused: list[str] = []
+    answers: list[Any] = []
 
     def nested(reply: Mapping[str, Any]) -> str:
-        with pytest.raises(EndpointError, match="is being written by another call") as caught:
-            ask(Endpoint("http://localhost:1/v1", "m"), questions(1), text, cache=cache)
-        refused.append(str(caught.value))
+        if not answers:
+            answers.append(ask(endpoint(server), questions(3), text, cache=cache))
         return text(reply)
 
     with serving(Server()) as server:
-        ask(endpoint(server), questions(1), nested, cache=cache)
-        assert len(refused) == 1
-        assert ask(endpoint(server), questions(2), text, cache=cache) == expected(questions(2))
+        assert ask(endpoint(server, concurrency=1), questions(2), nested, cache=cache) == expected(questions(2))
+        assert answers == [expected(questions(3))]
+        asked = sum(server.asked.values())
+        assert asked <= 5
+        assert ask(endpoint(server), questions(3), text, cache=cache) == expected(questions(3))
+        assert sum(server.asked.values()) == asked
+
+
+def test_two_processes_write_one_cache(tmp_path: Path) -> None:
+    """Every line stays whole, nothing is lost."""
+    cache = tmp_path / "c.jsonl"
+    code = (
+        "import sys; from pathlib import Path; from persona_lens.endpoints import Endpoint, Request, ask\n"
+        "said = [[{'role': 'user', 'content': f'{sys.argv[2]} {i}'}] for i in range(60)]\n"
+        "wanted = [Request('chat/completions', {'messages': m}) for m in said]\n"
+        "found = ask(Endpoint(sys.argv[1], 'm'), wanted, lambda r: r['choices'][0], cache=Path(sys.argv[3]))\n"
+        "assert len(found) == 60"
+    )
+    with serving(Server()) as server:
+        running = [subprocess.Popen([sys.executable, "-c", code, server.url, name, str(cache)]) for name in ("a", "b")]
+        assert [p.wait(timeout=60) for p in running] == [0, 0]
+    records = [json.loads(line) for line in cache.read_text().splitlines()]
+    assert len({r["key"] for r in records}) == len(records) == 120
 
 
 def test_no_proxy_stands_between_this_machine_and_itself(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -446,5 +466,6 @@ def test_a_killed_run_goes_on_and_asks_for_nothing_that_was_kept(tmp_path: Path)
     assert cache.read_bytes().startswith(whole)
     assert len(lines(cache)) == len({r["key"] for r in lines(cache)}) == len(wanted)
     assert len(again) == len(wanted) - len(kept)
-    by_prompt = {prompt_of(r.body): r.digest("m") for r in wanted}
+    by_prompt = {prompt_of(r.body): r.digest(str(endpoint(server))) for r in wanted}
+    assert kept <= set(by_prompt.values())
     assert not {by_prompt[prompt_of(json.loads(c))] for c in again} & kept

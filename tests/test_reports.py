@@ -44,7 +44,7 @@ def test_hostile_text_is_escaped(small_run: ExtractionRun, tmp_path: Path) -> No
 
 
 def test_an_unfinished_folder_has_no_report(tmp_path: Path) -> None:
-    with pytest.raises(RunFolderError, match="no such file"):
+    with pytest.raises(RunFolderError, match="holds no run"):
         report(tmp_path)
 
 
@@ -118,7 +118,7 @@ def test_the_tables_hold_the_runs_numbers(small_run: ExtractionRun) -> None:
         cells = (layer, f"blocks.{layer}.hook_resid_post", *numbers, f"{v.p_value[layer]:.4f}")
         assert "<tr>" + "".join(f"<td>{c}</td>" for c in cells) + "</tr>" in page
     for c in small_run.summary["counts"]:
-        kinds = ("polarity", "total", "kept", "off_trait", "incoherent", "empty", "unscored", "cut_off")
+        kinds = ("polarity", "total", "kept", "off_trait", "incoherent", "empty", "unfinished", "unscored", "cut_off")
         assert "<tr>" + "".join(f"<td>{c[k]}</td>" for k in kinds) + "</tr>" in page
 
 

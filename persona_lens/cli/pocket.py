@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from persona_lens.cli.options import Device, Json, Seed, emit
+from persona_lens.cli.options import Device, Json, Seed, emit, load
 
 app = typer.Typer(no_args_is_help=True, help="The pocket world and its model: sample, train, evaluate.", rich_markup_mode=None)
 
@@ -108,7 +108,6 @@ def evaluate(
     Example: persona-lens pocket evaluate --json
     """
     from persona_lens.errors import UnknownNameError
-    from persona_lens.models import load_model
     from persona_lens.pocket.questions import SPLITS
     from persona_lens.pocket_lab.grading import grade
     from persona_lens.progress import progress_bars
@@ -118,7 +117,7 @@ def evaluate(
         raise UnknownNameError("split", split, SPLITS[1:])
     folder = out / ("quick" if quick else "full")
     with progress_bars() as bars:
-        card = grade(load_model(model), split, folder, quick=quick, progress=bars, report=lambda line: typer.echo(line, err=True))  # pyright: ignore[reportArgumentType]
+        card = grade(load(model), split, folder, quick=quick, progress=bars, report=lambda line: typer.echo(line, err=True))  # pyright: ignore[reportArgumentType]
     write_json(folder / f"card-{split}.json", card)
     lines = [f"{'met ' if v['met'] else 'MISS'}  {v['value']:8.3f}  {name}" for name, v in card["verdicts"].items()]
     emit(card, "\n".join(lines), as_json)

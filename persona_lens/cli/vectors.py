@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from persona_lens.cli.options import Json, emit, printable
+from persona_lens.cli.options import Json, emit, load, printable
 
 if TYPE_CHECKING:
     from persona_lens.exchange import Format, Imported
@@ -82,6 +82,11 @@ def convert(
 def diff(
     first: Annotated[Path, typer.Argument(help="A file of vectors, or a run folder.")],
     second: Annotated[Path, typer.Argument(help="Another one.")],
+    read_as: Annotated[
+        str | None,
+        typer.Option("--from", help="Format of bare .pt files: paper or assistant_axis. Default: by content."),
+    ] = None,
+    model: ForModel = None,
     as_json: Json = False,
 ) -> None:
     """Cosine and ratio of norms at every layer. Cosines of noisy vectors lie nearer to 0 than those of what they estimate.
@@ -90,7 +95,7 @@ def diff(
     """
     from persona_lens.errors import ExchangeError
 
-    a, b = (_read(path, None, None, None, "decoder_block").vectors for path in (first, second))
+    a, b = _pair(first, second, read_as, model)
     if a.directions.shape != b.directions.shape:
         shapes = [" x ".join(map(str, v.directions.shape)) for v in (a, b)]
         raise ExchangeError(f"{first} has {shapes[0]} numbers and {second} {shapes[1]}: vectors of different models have no cosine")
@@ -105,11 +110,28 @@ def diff(
     emit(record, "\n".join(map(printable, lines)), as_json)
 
 
+def _pair(first: Path, second: Path, read_as: str | None, model: str | None) -> "tuple[PersonaVectors, PersonaVectors]":
+    """Two files; where one does not say what it is, the other's number of layers does."""
+    from persona_lens.errors import ExchangeError
+    from persona_lens.exchange import read_vectors
+
+    loaded, bare = load(model) if model else None, _format(read_as)
+
+    def read(path: Path, n_layers: int | None = None) -> "PersonaVectors":
+        return read_vectors(path, file_format=bare if path.suffix == ".pt" else None, model=loaded, n_layers=n_layers).vectors
+
+    try:
+        a = read(first)
+    except ExchangeError:
+        b = read(second)
+        return read(first, b.n_layers), b
+    return a, read(second, a.n_layers)
+
+
 def _read(path: Path, read_as: str | None, trait: str | None, model: str | None, layer_type: str) -> "Imported":
     from persona_lens.exchange import read_vectors
-    from persona_lens.models import load_model
 
-    loaded = load_model(model) if model else None
+    loaded = load(model) if model else None
     return read_vectors(path, file_format=_format(read_as), trait=trait, model=loaded, layer_type=layer_type)
 
 

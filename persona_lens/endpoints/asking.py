@@ -41,6 +41,7 @@ def ask(
     read: Callable[[Mapping[str, Any]], T],
     *,
     cache: Path | None = None,
+    weights: str = "",
     told: Callable[[int, int], object] = nobody,
     spent: Callable[[Usage], object] = unheard,
 ) -> list[T | Failed]:
@@ -52,7 +53,8 @@ def ask(
 
     Args:
         read: makes a value of a reply, or raises `UnreadableReply`. Runs in several threads.
-        cache: a JSONL file of replies, one per line, that is filled as they arrive. None: nothing is kept.
+        cache: a JSONL file of replies, one per line, that is filled as they arrive; runs may share it. None: nothing is kept.
+        weights: a name for the weights that the server has, where it is known: replies of others are not taken from the cache.
         told: called with how many different requests are answered, and how many there are.
         spent: called once at the end, also before an error, with what the new replies cost (those of the cache cost nothing again).
 
@@ -60,13 +62,13 @@ def ask(
         what `read` made of each reply, in order; `Failed` where every attempt failed and the last reply could not be read.
 
     Raises:
-        EndpointError: no key, a refusal (400, 401, 403, 404 and the like), a server that stays out of reach, a cache in use by
-            another process, or a missing package. Replies that were received are in the cache: the same call goes on from there.
+        EndpointError: no key, a refusal (400, 401, 403, 404 and the like), a server that stays out of reach, a file that is no
+            cache, or a missing package. Replies that were received are in the cache: the same call goes on from there.
     """
-    wanted = {r.digest(str(endpoint)): r for r in requests}
-    with opened(cache) as kept:
-        found = _ask_missing(endpoint, wanted, read, kept, told, spent)
-    return [found[r.digest(str(endpoint))] for r in requests]
+    source = f"{endpoint} {weights}".rstrip()
+    wanted = {r.digest(source): r for r in requests}
+    found = _ask_missing(endpoint, wanted, read, opened(cache), told, spent)
+    return [found[r.digest(source)] for r in requests]
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,11 @@
-"""The cache of replies: append-only JSONL, one line per reply under the hash of what was asked, one writer at a time."""
+"""The cache of replies: append-only JSONL, one line per reply under the hash of what was asked.
+
+Several runs may share one: it is locked while it is read or written, and not in between. What two of them ask at the same time is
+asked twice.
+"""
 
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, cast
@@ -31,31 +35,29 @@ class Kept:
 
     def add(self, replies: Sequence[Reply]) -> None:
         if self.path and replies:
-            append_jsonl(self.path, [{"key": r.name, "retries": r.retries, "reply": r.content} for r in replies])
+            with _locked(self.path):
+                append_jsonl(self.path, [{"key": r.name, "retries": r.retries, "reply": r.content} for r in replies])
+
+
+def opened(cache: Path | None) -> Kept:
+    """What a cache holds; a line that a killed run left unfinished is cut off."""
+    if cache is None:
+        return Kept(None, {})
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(cache):
+        _require_cache(cache)
+        return Kept(cache, {r["key"]: r["reply"] for r in records_of(cache, repair=True)})
 
 
 @contextmanager
-def opened(cache: Path | None) -> Generator[Kept]:
-    """A cache that no other process writes meanwhile; a line that a killed one left unfinished is cut off."""
-    if cache is None:
-        yield Kept(None, {})
-        return
-    cache.parent.mkdir(parents=True, exist_ok=True)
+def _locked(cache: Path) -> Generator[None]:
+    """Alone with the file; others wait."""
     with cache.open("ab") as file:
-        _lock(file.fileno(), cache)
-        _require_cache(cache)
-        yield Kept(cache, {r["key"]: r["reply"] for r in records_of(cache, repair=True)})
+        with suppress(ImportError):  # systems without such locks
+            import fcntl
 
-
-def _lock(file: int, cache: Path) -> None:
-    try:
-        import fcntl
-    except ImportError:  # no such locks on this system
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise EndpointError(f"{cache} is being written by another call: wait for its end, or give another cache") from error
+            fcntl.flock(file.fileno(), fcntl.LOCK_EX)
+        yield
 
 
 def _require_cache(path: Path) -> None:

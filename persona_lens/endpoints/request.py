@@ -96,9 +96,9 @@ class Request:
         if "model" in self.body or self.body.get("stream"):
             raise ValueError("the body of a request names no model (the endpoint does) and asks for no stream")
 
-    def digest(self, endpoint: str) -> str:
-        """The reply's name in a cache: a hash of endpoint (model and URL), route and body, whatever the order of its fields."""
-        content = json.dumps({"model": endpoint, "route": self.route, "body": dict(self.body)}, sort_keys=True)
+    def digest(self, source: str) -> str:
+        """The reply's name in a cache: a hash of its source (model, URL, weights), route and body, whatever its fields' order."""
+        content = json.dumps({"source": source, "route": self.route, "body": dict(self.body)}, sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 Format = Literal["persona_lens", "paper", "gguf", "steering_vectors", "assistant_axis"]
 FORMATS: Final[tuple[Format, ...]] = get_args(Format)
+VECTORS: Final = "vectors.safetensors"  # in a run folder
 _SAFETENSORS_HEADER: Final = 8  # bytes before the JSON
 
 
@@ -30,6 +31,7 @@ def read_vectors(
     trait: str | None = None,
     model: "ChatModel | None" = None,
     lineage: str = "",
+    n_layers: int | None = None,
     layer_type: str = BLOCK,
 ) -> Imported:
     """Vectors from a file of any format that is known here, or from a run folder of ours.
@@ -39,7 +41,7 @@ def read_vectors(
             by the model's number of layers.
         trait: default: what the file or its name says.
         model: the model they are for; shape and lineage are checked or taken over.
-        lineage: the same without a model at hand.
+        lineage, n_layers: the same without a model at hand.
         layer_type: of a steering-vectors file that does not say it.
 
     Raises:
@@ -48,8 +50,9 @@ def read_vectors(
         LineageError: the file is of another lineage.
     """
     path = Path(path)
-    path = path / "vectors.safetensors" if path.is_dir() else path
-    match file_format or format_of(path, model):
+    if path.is_dir():
+        path = _vectors_in(path)
+    match file_format or format_of(path, model.n_layers if model else n_layers):
         case "persona_lens":
             return _ours(path, Origin(model, lineage, trait))
         case "paper":
@@ -60,6 +63,12 @@ def read_vectors(
             return read_axis(path, trait=trait, model=model, lineage=lineage)
         case "steering_vectors":
             return read_steering_vector(path, trait=trait, model=model, lineage=lineage, layer_type=layer_type)
+
+
+def _vectors_in(folder: Path) -> Path:
+    if not (folder / VECTORS).is_file():
+        raise ExchangeError(f"{folder} holds no {VECTORS}: give a file of vectors, or the run folder of an extraction")
+    return folder / VECTORS
 
 
 def write_vectors(vectors: PersonaVectors, path: str | Path, file_format: Format | None = None) -> tuple[str, ...]:
@@ -92,8 +101,11 @@ def write_vectors(vectors: PersonaVectors, path: str | Path, file_format: Format
             raise ExchangeError(f"{path}: the ending says no format: use {', '.join(endings)} or name one of {', '.join(FORMATS)}")
 
 
-def format_of(path: Path, model: "ChatModel | None" = None) -> Format:
+def format_of(path: Path, n_layers: int | None = None) -> Format:
     """The format of a file, by its content.
+
+    Args:
+        n_layers: of the model that it is for, which tells bare tensors apart.
 
     Raises:
         ExchangeError: no such file, or none of the formats.
@@ -106,7 +118,7 @@ def format_of(path: Path, model: "ChatModel | None" = None) -> Format:
     if start.startswith(b"GGUF"):
         return "gguf"
     if start.startswith(b"PK"):
-        return _format_of_pt(path, model)
+        return _format_of_pt(path, n_layers)
     if path.suffix == ".safetensors" or start[_SAFETENSORS_HEADER:] == b"{":
         return "persona_lens"
     raise ExchangeError(
@@ -115,7 +127,7 @@ def format_of(path: Path, model: "ChatModel | None" = None) -> Format:
     )
 
 
-def _format_of_pt(path: Path, model: "ChatModel | None") -> Format:
+def _format_of_pt(path: Path, n_layers: int | None) -> Format:
     held = load_pt(path)
     if isinstance(held, Mapping):
         if "axis" in held or "vector" in held:
@@ -126,9 +138,9 @@ def _format_of_pt(path: Path, model: "ChatModel | None") -> Format:
             f"{path}: is a dictionary without 'axis', 'vector' or 'layer_activations' (read_capping reads capping settings)"
         )
     if isinstance(held, Tensor) and held.ndim == 2:
-        if any(path.stem.endswith(f"_{name}_diff") for name in POOLINGS) or (model and len(held) == model.n_layers + 1):
+        if any(path.stem.endswith(f"_{name}_diff") for name in POOLINGS) or len(held) - 1 == n_layers:
             return "paper"
-        if path.stem.endswith("axis") or (model and len(held) == model.n_layers):
+        if path.stem.endswith("axis") or len(held) == n_layers:
             return AXIS
     raise ExchangeError(
         f"{path}: its content does not say whether it is of the paper (row 0 the embeddings) or of assistant-axis (row 0 block 0): "

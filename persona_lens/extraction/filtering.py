@@ -4,15 +4,17 @@
 instruction, question and sample together. Answers without score or without tokens never count.
 """
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Final
 
 from persona_lens.errors import FilterError
-from persona_lens.judges import Score
+from persona_lens.judges import Score, grouped
 from persona_lens.prompts import Polarity
 from persona_lens.reliability import MINIMUM_QUESTIONS
 from persona_lens.sampling import Rollout
+
+MOST_REASONS: Final = 3  # that an error names
 
 
 @dataclass(frozen=True)
@@ -25,22 +27,29 @@ class Thresholds:
 
 @dataclass(frozen=True)
 class Counts:
-    """What became of one side's rollouts."""
+    """What became of one side's rollouts: how many were kept, and how many not for which reason.
+
+    `reasons` says why the unscored ones have no score: the most frequent first, numbers in them left out.
+    """
 
     polarity: str
     total: int
     unscored: int
     empty: int
+    unfinished: int  # thoughts that reached max_new_tokens before an answer began
     incoherent: int
     off_trait: int
     kept: int
     cut_off: int = 0  # answers that reached max_new_tokens; they may be among the kept
+    reasons: Mapping[str, int] = field(default_factory=dict[str, int])
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
 def _verdict(rollout: Rollout, score: Score, polarity: Polarity, thresholds: Thresholds) -> str:
+    if not rollout.token_ids and rollout.thinking and rollout.end == "length":
+        return "unfinished"
     if score.trait is None or score.coherence is None:
         return "unscored"
     if not rollout.token_ids:
@@ -57,9 +66,11 @@ def keep_independent(
 ) -> tuple[list[bool], Counts]:
     """Which rollouts of one polarity survive on their own, and the counts by reason."""
     verdicts = [_verdict(r, s, polarity, thresholds) for r, s in zip(rollouts, scores, strict=True)]
-    number = {reason: verdicts.count(reason) for reason in ("unscored", "empty", "incoherent", "off_trait", "kept")}
+    number = {v: verdicts.count(v) for v in ("unscored", "empty", "unfinished", "incoherent", "off_trait", "kept")}
     cut_off = sum(r.end == "length" for r in rollouts)
-    return [v == "kept" for v in verdicts], Counts(polarity, len(verdicts), **number, cut_off=cut_off)
+    unscored = zip(rollouts, scores, verdicts, strict=True)
+    reasons = grouped(r.gap or s.reason or "" for r, s, v in unscored if v == "unscored")
+    return [v == "kept" for v in verdicts], Counts(polarity, len(verdicts), **number, cut_off=cut_off, reasons=reasons)
 
 
 def keep_pairwise(positive: Sequence[bool], negative: Sequence[bool]) -> list[bool]:
@@ -77,10 +88,18 @@ def require_enough(trait: str, questions: Sequence[int], counts: Sequence[Counts
         return
     sides = "; ".join(
         f"{c.polarity}: {c.kept} of {c.total} kept ({c.off_trait} on the wrong side of the threshold, {c.incoherent} incoherent, "
-        f"{c.empty} empty, {c.unscored} without score)"
+        f"{c.empty} empty, {c.unfinished} cut off while thinking, {c.unscored} without score{_why(c.reasons)})"
         for c in counts
     )
+    more = "; raise max_new_tokens, thoughts use it up" if any(c.unfinished for c in counts) else ""
     raise FilterError(
         f"{trait}: {len(questions)} questions survive the filter on both sides, at least {MINIMUM_QUESTIONS} are needed. {sides}. "
-        "Rollouts and scores are kept; check that the model follows the instructions, or lower the thresholds"
+        f"Rollouts and scores are kept; check that the model follows the instructions, or lower the thresholds{more}"
     )
+
+
+def _why(reasons: Mapping[str, int]) -> str:
+    if not reasons:
+        return ""
+    most = list(reasons.items())[:MOST_REASONS]
+    return ": " + ", ".join(f"{number} x {reason}" for reason, number in most) + (", ..." if len(reasons) > len(most) else "")

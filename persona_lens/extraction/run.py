@@ -19,7 +19,7 @@ from persona_lens.extraction.estimators import MEAN_DIFFERENCE, Estimator
 from persona_lens.judges import Score
 from persona_lens.reliability import MINIMUM_QUESTIONS, assess, reestimated_reliability
 from persona_lens.sampling import Rollout
-from persona_lens.store import read_json, read_jsonl, require_finished
+from persona_lens.store import read_json, read_jsonl, read_manifest, require_finished
 from persona_lens.vectors import PersonaVectors
 
 Record = TypeVar("Record")
@@ -33,7 +33,7 @@ class ExtractionRun:
 
     @cached_property
     def manifest(self) -> dict[str, Any]:
-        return read_json(self.path / "run.json")
+        return read_manifest(self.path)
 
     @cached_property
     def summary(self) -> dict[str, Any]:

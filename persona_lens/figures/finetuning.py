@@ -23,7 +23,7 @@ from persona_lens.finetuning.shift import READINGS, Reading, ShiftRun
 from persona_lens.finetuning.training import Finetuned
 from persona_lens.monitoring.prediction import NOTHING, Estimate
 from persona_lens.reliability import mean_interval
-from persona_lens.store import read_json
+from persona_lens.store import read_manifest
 from persona_lens.vectors import hook_name
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def series(run: Finetuned, key: str) -> tuple[Float[np.ndarray, " step"], Float[
 
 def penalised(run: Finetuned) -> bool:
     """Whether penalties are part of the loss."""
-    return bool(read_json(run.path / "run.json")["arguments"]["penalties"])
+    return bool(read_manifest(run.path)["arguments"]["penalties"])
 
 
 def correlations(

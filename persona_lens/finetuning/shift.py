@@ -222,7 +222,7 @@ def applied(model: ChatModel, folder: str | Path) -> AbstractContextManager[Chat
     """
     if (Path(folder) / ADAPTER_CONFIG).is_file():
         return adapted(model, folder)
-    other = load_model(folder, device=model.device, dtype=model.hf.dtype)
+    other = load_model(folder, thinking=model.template.thinking, **model.placement)
     if other.fingerprint.lineage != model.fingerprint.lineage:
         raise FinetuningError(
             f"{folder} is of lineage {other.fingerprint.lineage}, the base model {model.name} of {model.fingerprint.lineage}: "

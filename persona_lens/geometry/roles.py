@@ -28,7 +28,16 @@ from persona_lens.progress import Progress, progress_bars
 from persona_lens.prompts import Prompt
 from persona_lens.reliability import MINIMUM_QUESTIONS
 from persona_lens.sampling import DEFAULT_BATCH_ROWS, Rollout, Row, sample
-from persona_lens.store import RunFolder, digest, read_json, read_jsonl, require_finished, write_atomically, write_json
+from persona_lens.store import (
+    RunFolder,
+    digest,
+    read_json,
+    read_jsonl,
+    read_manifest,
+    require_finished,
+    write_atomically,
+    write_json,
+)
 from persona_lens.traits import RoleSet, load_roles
 from persona_lens.vectors import PersonaVectors
 
@@ -126,7 +135,7 @@ class RoleRun:
 
     @cached_property
     def _provenance(self) -> dict[str, Any]:
-        manifest = read_json(self.path / "run.json")
+        manifest = read_manifest(self.path)
         return {"model": manifest["model"], "arguments": manifest["arguments"]}
 
 

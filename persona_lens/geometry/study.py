@@ -20,7 +20,7 @@ from persona_lens.geometry.space import PersonaSpace, products, space_of_runs
 from persona_lens.geometry.subspaces import CrossValidatedRank, cross_validated_rank, varimax
 from persona_lens.records import decoded, encoded
 from persona_lens.reliability import MINIMUM_QUESTIONS
-from persona_lens.store import RunFolder, digest, read_json, require_finished, write_json
+from persona_lens.store import RunFolder, digest, read_json, read_manifest, require_finished, write_json
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,8 +140,8 @@ def study_geometry(
         "vectors": {v.trait: digest(v.directions.numpy().tobytes()) for v in space.vectors},
         "pooling": pooling,
         "layer": layer,
-        "roles": None if roles is None else read_json(roles.path / "run.json")["arguments"],
-        "spill_over": None if spill_over is None else read_json(spill_over.path / "run.json")["arguments"],
+        "roles": None if roles is None else read_manifest(roles.path)["arguments"],
+        "spill_over": None if spill_over is None else read_manifest(spill_over.path)["arguments"],
         "seed": seed,
     }
     model, path = runs[0].manifest["model"], Path(out)
@@ -219,7 +219,7 @@ def _require(space: PersonaSpace, roles: RoleRun | None, spill_over: SpillOver |
     for what, path in (("roles", roles and roles.path), ("spill-over", spill_over and spill_over.path)):
         if path is None:
             continue
-        model = read_json(path / "run.json")["model"]
+        model = read_manifest(path)["model"]
         if weights and (model["lineage"], model["weights"]) != (space.lineage, weights):
             raise GeometryError(
                 f"the {what} in {path} are of {model['name']}, weights {model['weights']}; the vectors of {weights}"

@@ -17,6 +17,7 @@ from persona_lens.judges.judge import (
     Score,
     default_outside,
     default_role_judge,
+    grouped,
     judged,
     scripted,
 )
@@ -53,6 +54,7 @@ __all__ = [
     "default_role_judge",
     "endpoint_judge",
     "endpoint_role_judge",
+    "grouped",
     "judge_named",
     "judged",
     "local_judge",

@@ -3,8 +3,6 @@
 The unit is the example; examples that share a question are one cluster, because a judge errs on questions.
 """
 
-import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol, cast, runtime_checkable
@@ -15,13 +13,12 @@ from scipy.stats import beta, spearmanr
 from sklearn.metrics import cohen_kappa_score
 
 from persona_lens.errors import PersonaLensError
-from persona_lens.judges.judge import Judge, Judged, judged
+from persona_lens.judges.judge import Judge, Judged, grouped, judged
 from persona_lens.traits import Trait
 
 LINE: Final = 50.0  # scores from here on count as showing the trait (Chen et al. 2025)
 BINS: Final = 10
 LEAST_QUESTIONS: Final = 10  # for an interval
-_NUMBERS: Final = re.compile(r"\d+(?:\.\d+)?")
 NAN: Final = float("nan")
 
 
@@ -81,7 +78,7 @@ def check_judge(judge: Judge, trait: Trait, labelled: Sequence[Labelled]) -> Jud
         raise PersonaLensError("no labelled examples: give some dozens at least, from 0 to 100")
     scores = judged(judge, trait, [Judged(e.question, e.answer) for e in labelled])
     pairs = [(e, s.trait) for e, s in zip(labelled, scores, strict=True) if s.trait is not None]
-    gaps = Counter(_NUMBERS.sub("…", s.reason or "") for s in scores if s.trait is None)
+    gaps = grouped(s.reason or "" for s in scores if s.trait is None)
     label = np.array([float(e.score) for e, _ in pairs])
     found = np.array([float(value) for _, value in pairs])
     _, question = np.unique([e.question for e, _ in pairs], return_inverse=True)
@@ -93,7 +90,7 @@ def check_judge(judge: Judge, trait: Trait, labelled: Sequence[Labelled]) -> Jud
         trait=trait.name,
         n=len(pairs),
         questions=len(set(question.tolist())),
-        gaps=dict(gaps.most_common()),
+        gaps=gaps,
         agreement=float(same.mean()) if some else NAN,
         low=low,
         high=high,

@@ -1,11 +1,15 @@
 """What a judge is: `(trait, answers) -> scores`, batched. What it cannot read is a gap with a reason, never a zero."""
 
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Final, Protocol, runtime_checkable
 
 from persona_lens.errors import PersonaLensError
 from persona_lens.traits import Role, Trait
+
+_NUMBERS: Final = re.compile(r"\d+(?:\.\d+)?")
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,11 @@ class Score:
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> "Score":
         return cls(record["trait"], record["coherence"], record.get("reason"))
+
+
+def grouped(reasons: Iterable[str]) -> dict[str, int]:
+    """How often each reason occurs, the most frequent first; reasons that differ in numbers alone are one."""
+    return dict(Counter(_NUMBERS.sub("…", reason) for reason in reasons).most_common())
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from persona_lens.errors import PersonaLensError
 from persona_lens.models.dialogue import Interval, dialogue
 from persona_lens.models.fingerprint import Fingerprint
 from persona_lens.models.generation import Sampling, generate_tokens, uniforms
+from persona_lens.models.memory import BITS
 from persona_lens.models.template import Message, Template
 
 if TYPE_CHECKING:
@@ -63,6 +64,14 @@ class ChatModel:
             "thinking": self.template.thinking or None,
         }
         return self.fingerprint.as_dict() | {name: value for name, value in unusual.items() if value}
+
+    @property
+    def placement(self) -> dict[str, Any]:
+        """What `load_model` is told so that another model is comparable to this one: dtype, bits, and devices."""
+        bits = next((b for b in BITS if self.fingerprint.dtype.endswith(f", {b}")), None)
+        spread = len(set(getattr(self.hf, "hf_device_map", {}).values())) > 1
+        devices: dict[str, Any] = {"device_map": "auto"} if spread else {"device": self.device}
+        return {"dtype": self.hf.dtype, "quantize": bits, **devices}
 
     @property
     def n_layers(self) -> int:

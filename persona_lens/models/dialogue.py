@@ -62,7 +62,7 @@ def message_spans(model: "ChatModel", messages: Sequence["Message"]) -> tuple[Di
     """A conversation, and [start, stop) of every message's content in its ids, without the template's marks around it.
 
     An answer's place is the template's own prefix. Of any other message it is the tokens that differ from the same conversation
-    with that message empty.
+    with that message empty; what stands between two messages that are rendered as one belongs to the first.
 
     Raises:
         ValueError: as `dialogue`.
@@ -77,7 +77,10 @@ def message_spans(model: "ChatModel", messages: Sequence["Message"]) -> tuple[Di
         following = [j for j in range(i, len(messages)) if messages[j]["role"] == "assistant"]
         upto = following[0] if following else len(messages)
         whole = model.render(messages[:upto]) if following else found.ids
-        spans.append(_difference(whole, model.render([*messages[:i], {**message, "content": ""}, *messages[i + 1 : upto]])))
+        without = model.render([*messages[:i], {**message, "content": ""}, *messages[i + 1 : upto]])
+        start, stop = _difference(whole, without)
+        before = spans[-1][1] if spans else 0
+        spans.append((max(start, before), max(stop, before)))
     return found, tuple(spans)
 
 

@@ -1,5 +1,6 @@
 """Weights from a name or a folder: safetensors only, in the dtype and on the devices that were asked for, if they fit."""
 
+import logging
 import os
 import sys
 from collections.abc import Generator, Mapping
@@ -20,6 +21,7 @@ from persona_lens.store import read_json
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+CONFIG: Final = "config.json"
 ADAPTER_CONFIG: Final = "adapter_config.json"
 ADAPTER_WEIGHTS: Final = "adapter_model.safetensors"
 
@@ -73,6 +75,7 @@ def quantization(quantize: str, dtype: torch.dtype | str) -> Any:
         raise ModelLoadError(f"quantize={quantize!r} needs bitsandbytes: pip install bitsandbytes")
     from transformers import BitsAndBytesConfig
 
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)  # it tells of every product in 8 bits
     if quantize == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
@@ -89,6 +92,8 @@ def from_pretrained(source: str, placed: Placement) -> Any:
     pocket = source == POCKET_NAME
     adapter = None if pocket or not (Path(source) / ADAPTER_CONFIG).is_file() else Path(source)
     path = str(weights_folder()) if pocket else source if adapter is None else _base_of(adapter)
+    if Path(path).is_dir() and not (Path(path) / CONFIG).exists():
+        raise ModelLoadError(f"the folder {path} holds neither a model (no {CONFIG}) nor an adapter (no {ADAPTER_CONFIG})")
     options = placed.options()
     try:
         with _bar_on_terminals_only():

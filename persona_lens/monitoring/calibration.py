@@ -26,7 +26,7 @@ from persona_lens.models import ChatModel, Message
 from persona_lens.monitoring.content import Embedding, content_features
 from persona_lens.monitoring.probes import ANY, Probe, Probed, as_probes
 from persona_lens.monitoring.reading import THINKING, Rendered, Tags, TurnReadings, read_turns, render
-from persona_lens.store import RunFolder, digest, read_json, require_finished, write_atomically, write_json
+from persona_lens.store import RunFolder, digest, read_json, read_manifest, require_finished, write_atomically, write_json
 
 LEAST: Final = 20  # usable conversations
 Observed = Literal["answer", "before"]
@@ -442,7 +442,7 @@ def load_calibration(path: str | Path) -> Calibration:
     """
     folder = Path(path)
     require_finished(folder, "calibrate", "calibration.json")
-    manifest = read_json(folder / "run.json")
+    manifest = read_manifest(folder)
     tensors = {k: v.double().numpy() for k, v in read_tensors(folder / "calibration.safetensors").items()}
     try:
         settings = dict(manifest["arguments"]["settings"])

@@ -57,7 +57,7 @@ from persona_lens.reports.page import png
 from persona_lens.reports.screening import screen_page, screen_verdict
 from persona_lens.reports.sweeps import sweep_page, sweep_verdict
 from persona_lens.screening.run import ScreenRun, load_screen
-from persona_lens.store import read_json, write_atomically
+from persona_lens.store import read_manifest, write_atomically
 from persona_lens.sweeps import Sweep, load_sweep
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def report(run: Reported | ScreenRun | str | Path) -> Path:
 
 
 def _opened(path: Path) -> Reported | ScreenRun:
-    match read_json(path / "run.json").get("command"):
+    match read_manifest(path).get("command"):
         case "sweep":
             return load_sweep(path)
         case "geometry":

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from html import escape
-from typing import Final
+from typing import Any, Final
 
 from persona_lens.extraction import ExtractionRun
 from persona_lens.prompts import POLARITIES, extraction_prompts
@@ -11,6 +11,17 @@ from persona_lens.traits import Trait, read_trait
 from persona_lens.vectors import hook_name
 
 EXAMPLES: Final = 3
+COLUMNS: Final = {
+    "polarity": "prompts",
+    "total": "answers",
+    "kept": "kept",
+    "off_trait": "off trait",
+    "incoherent": "incoherent",
+    "empty": "empty",
+    "unfinished": "still thinking",
+    "unscored": "without score",
+    "cut_off": "cut off",
+}
 
 
 def verdict(run: ExtractionRun) -> str:
@@ -54,19 +65,20 @@ def extraction_page(run: ExtractionRun, images: Mapping[str, bytes]) -> str:
         image(images["projections"], "Mean projection per question, each on the vector of the other questions."),
         "<h2>Rollouts</h2>",
         image(images["scores"], "Trait scores of the answers."),
-        table(
-            ("prompts", "answers", "kept", "off trait", "incoherent", "empty", "without score", "cut off"),
-            [
-                [c[k] for k in ("polarity", "total", "kept", "off_trait", "incoherent", "empty", "unscored", "cut_off")]
-                for c in counts
-            ],
-        ),
+        table(tuple(COLUMNS.values()), [[c[k] for k in COLUMNS] for c in counts]),
         f"<p>{run.summary['questions_kept']} of {run.summary['questions']} questions survive the filter on both sides.</p>",
+        *(f"<p>{escape(_unscored(c))}</p>" for c in counts if c["reasons"]),
         "<h2>Examples</h2>",
         *_examples(run, trait),
         provenance(run.manifest),
     ]
     return page(f"Persona vector: {run.trait}", parts)
+
+
+def _unscored(counts: Mapping[str, Any]) -> str:
+    """Why one side's answers have no score."""
+    reasons = ", ".join(f"{number} x {reason}" for reason, number in counts["reasons"].items())
+    return f"Without score ({counts['polarity']}): {reasons}."
 
 
 def _origin(run: ExtractionRun) -> str:

@@ -31,7 +31,7 @@ from persona_lens.monitoring.rendering import Scale, html_of, scale_of
 from persona_lens.monitoring.run import STATISTICS, MonitorRun, Verdict, WatchedChat, peaks, standing_out
 from persona_lens.monitoring.study import Prediction, PredictionRun
 from persona_lens.reports.page import image, listed, number, page, provenance, short, table
-from persona_lens.store import read_json
+from persona_lens.store import read_json, read_manifest
 from persona_lens.vectors import hook_name
 
 TABLED: Final = 100  # chats in the table
@@ -104,7 +104,7 @@ def _ranks(calibrating: int, rate: float) -> tuple[int, int]:
 
 
 def monitor_page(run: MonitorRun, images: Mapping[str, bytes]) -> str:
-    record, manifest = run.record, read_json(run.path / "run.json")
+    record, manifest = run.record, read_manifest(run.path)
     chats = list(run.chats())
     title = f"Monitored chats: {short(manifest['arguments']['chats'])}"
     against = "with the neutral ones they are compared with" if record["calibration"] else "without a calibration"
@@ -279,7 +279,7 @@ def _beside(skill: Skill, advantage: Advantage) -> str:
 
 
 def prediction_page(run: PredictionRun, images: Mapping[str, bytes]) -> str:
-    found, manifest = run.prediction, read_json(run.path / "run.json")
+    found, manifest = run.prediction, read_manifest(run.path)
     outcomes = found.outcomes
     answers = int(outcomes.answers.sum())
     gone = ", ".join(short(name) for name in found.left_out)

@@ -1,14 +1,33 @@
-"""Scripts -> conversations: the model answers one user message after the other, each answer from its own seed."""
+"""Scripts -> conversations: the model answers one user message after the other, each answer from its own seed.
 
-from collections.abc import Sequence
+Where the chat template only ever adds to what it rendered before, conversations are decoded side by side on one key-value cache.
+Templates of models that think (Qwen3) render an answer otherwise once it lies in the past, without the place for thoughts before
+it: then every turn is rendered and read anew, as a server would.
+"""
+
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
-from persona_lens.errors import PersonaLensError
-from persona_lens.models import ChatModel, Generated, Sampling, continuation, converse_tokens, uniforms
+import numpy as np
 
-ConversationEnd = Literal["script", "context", "empty"]
+from persona_lens.errors import PersonaLensError
+from persona_lens.models import (
+    ChatModel,
+    Generated,
+    Interval,
+    Message,
+    Sampling,
+    continuation,
+    converse_tokens,
+    dialogue,
+    generate_tokens,
+    uniforms,
+)
+
+ConversationEnd = Literal["script", "context", "empty", "thinking"]
 
 
 @dataclass(frozen=True)
@@ -28,7 +47,11 @@ class Script:
 
 @dataclass(frozen=True)
 class Conversation:
-    """What was said, and why it ended: the script did, the context was full, or an answer was empty (and is left out)."""
+    """What was said, without thoughts, and why it ended.
+
+    `end`: the script did, the context was full, or an answer was left out because it was empty, or because `max_new_tokens` were
+    spent before the model had thought to an end.
+    """
 
     id: str
     messages: tuple[dict[str, str], ...]
@@ -50,30 +73,59 @@ def converse(
     """One conversation per script, in their order.
 
     In float32 a conversation depends on the seed and its script alone: batch size and order change nothing (up to ties at the
-    rounding of the logits). Users' messages are read token by token beside other rows' answers, on one key-value cache.
+    rounding of the logits).
 
     Args:
         batch_rows: conversations held together; memory grows with it.
-        within: a context to converse in, for instance a steering context.
+        within: a context to converse in, for instance a steering context. Where turns are read anew, earlier answers are steered
+            only by what says `responses` or `everywhere`; on the one cache they stay as they were steered when they were sampled.
 
     Raises:
-        PersonaLensError: a script without messages, whose first answer does not fit into the context, or which the chat template
-            cannot continue after an answer; or a model that thinks.
+        PersonaLensError: a script without messages, or whose first answer does not fit into the context.
     """
-    model.require_no_thinking("a sampled conversation")
     talks = [_Talk(model, script, sampling) for script in scripts]
+    added = [row for row, talk in enumerate(talks) if talk.adds]
+    anew = [row for row, talk in enumerate(talks) if not talk.adds]
     with within or nullcontext():
-        for start in range(0, len(talks), batch_rows):
-            batch = talks[start : start + batch_rows]
-            converse_tokens(
-                model,
-                [talk.ids for talk in batch],
-                lambda row, answer, batch=batch: batch[row].proceed(answer),
-                lambda row, turn, batch=batch: uniforms(seed, f"{batch[row].script.id}#{turn}", sampling.max_new_tokens),
-                sampling,
-                row_ids=range(start, start + len(batch)),
-            )
+        for start in range(0, len(added), batch_rows):
+            _side_by_side(model, {row: talks[row] for row in added[start : start + batch_rows]}, sampling, seed)
+        for start in range(0, len(anew), batch_rows):
+            _turn_by_turn(model, {row: talks[row] for row in anew[start : start + batch_rows]}, sampling, seed)
     return [talk.conversation for talk in talks]
+
+
+def _side_by_side(model: ChatModel, talks: "Mapping[int, _Talk]", sampling: Sampling, seed: int) -> None:
+    """Users' messages are read token by token beside other rows' answers, on one key-value cache."""
+    batch = list(talks.values())
+    converse_tokens(
+        model,
+        [talk.ids for talk in batch],
+        lambda row, answer: batch[row].proceed(answer),
+        lambda row, turn: uniforms(seed, f"{batch[row].script.id}#{turn}", sampling.max_new_tokens),
+        sampling,
+        row_ids=list(talks),
+    )
+
+
+def _turn_by_turn(model: ChatModel, talks: "Mapping[int, _Talk]", sampling: Sampling, seed: int) -> None:
+    """Each turn of all conversations is one batch of prompts."""
+    while talks:
+        batch = list(talks.values())
+        draws = np.stack([uniforms(seed, f"{t.script.id}#{t.asked - 1}", sampling.max_new_tokens) for t in batch])
+        found = generate_tokens(
+            model,
+            [t.ids for t in batch],
+            draws,
+            sampling,
+            row_ids=list(talks),
+            earlier=partial(_earlier, model, [t.messages for t in batch]),
+        )
+        talks = {row: t for (row, t), answer in zip(talks.items(), found, strict=True) if t.again(answer)}
+
+
+def _earlier(model: ChatModel, conversations: Sequence[Sequence[Message]]) -> list[tuple[Interval, ...]]:
+    """Where the answers of conversations lie in their tokens."""
+    return [dialogue(model, messages).answers for messages in conversations]
 
 
 class _Talk:
@@ -92,34 +144,56 @@ class _Talk:
                 f"of {model.context} tokens of {model.name}: shorten it"
             )
         self.length = len(self.ids)
-        self._require_continuable()
+        self.adds = self._adds()
 
     def proceed(self, answer: Generated) -> tuple[int, ...] | None:
-        """Keep an answer; the tokens up to the next one, or None where the conversation is over."""
-        text = self.model.decode(answer.token_ids)
-        if not text.strip():
-            self.messages, self.end = self.messages[:-1], "empty"
+        """Keep an answer; the tokens to add up to the next one, or None where the conversation is over."""
+        messages = self._following(answer)
+        if messages is None:
             return None
-        answered = [*self.messages, {"role": "assistant", "content": text}]
-        self.messages = answered
+        coming = continuation(self.model, messages[:-1], messages[-1])
+        return coming if self._goes_on(messages, self.length + len(answer.token_ids) + len(coming)) else None
+
+    def again(self, answer: Generated) -> bool:
+        """Keep an answer, and render the conversation anew up to the next one; False where it is over."""
+        messages = self._following(answer)
+        if messages is None:
+            return False
+        self.ids = self.model.render(messages)
+        return self._goes_on(messages, len(self.ids))
+
+    def _following(self, answer: Generated) -> list[dict[str, str]] | None:
+        """The messages up to the next answer; None where there is none to come."""
+        thoughts, said = self.model.template.split(answer.token_ids)
+        text = self.model.decode(said)
+        if not text.strip():
+            self.messages, self.end = self.messages[:-1], "thinking" if thoughts and answer.end == "length" else "empty"
+            return None
+        self.messages = [*self.messages, {"role": "assistant", "content": text}]
         if self.asked == len(self.script.users):
             return None
-        message = {"role": "user", "content": self.script.users[self.asked]}
-        coming = continuation(self.model, answered, message)
-        self.length += len(answer.token_ids) + len(coming)
-        if not self._fits(self.length):
-            self.end = "context"
-            return None
-        self.messages, self.asked = [*answered, message], self.asked + 1
-        return coming
+        return [*self.messages, {"role": "user", "content": self.script.users[self.asked]}]
 
-    def _require_continuable(self) -> None:
-        """Raise where the chat template cannot go on after an answer."""
-        if len(self.script.users) > 1:
-            try:
-                continuation(self.model, [*self.messages, {"role": "assistant", "content": "Yes."}], self.messages[-1])
-            except ValueError as error:
-                raise PersonaLensError(f"script {self.script.id!r} cannot be continued: {error}") from error
+    def _goes_on(self, messages: list[dict[str, str]], length: int) -> bool:
+        """Whether the next message and its answer fit; then they are part of the conversation."""
+        if not self._fits(length):
+            self.end = "context"
+            return False
+        self.messages, self.length, self.asked = messages, length, self.asked + 1
+        return True
+
+    def _adds(self) -> bool:
+        """Whether what comes after an answer can be added to what was rendered before."""
+        if self.model.template.thinking:
+            return False
+        if len(self.script.users) == 1:
+            return True
+        answered: list[Message] = [*self.messages, {"role": "assistant", "content": "Yes."}]
+        try:
+            continuation(self.model, answered, self.messages[-1])
+        except ValueError:
+            return False
+        return True
 
     def _fits(self, tokens: int) -> bool:
         return not self.model.context or tokens + self.sampling.max_new_tokens <= self.model.context

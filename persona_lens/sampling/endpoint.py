@@ -41,7 +41,8 @@ def endpoint_sampler(
     Args:
         model: whose template and tokenizer are used; nothing is computed with it.
         wording: how the server is asked: `for_vllm`, `for_llama_cpp`, `for_transformers`, `for_chat`, or a function like them.
-        cache: a file that keeps replies as they arrive, so that what was interrupted asks for the missing ones only.
+        cache: a file that keeps replies as they arrive, so that what was interrupted asks for the missing ones only. Replies of
+            other weights (those of `model` count) are not taken.
         most_gaps: share of the answers of a call that may be gaps.
     """
     if not 0 <= most_gaps <= 1:
@@ -112,7 +113,7 @@ class EndpointSampler:
     def _replies(self, wanted: Sequence[tuple[Asked, int]], sampling: Sampling, seed: int) -> list[Reply | Failed]:
         """Replies to prompts that the server read as they were meant."""
         requests = [self._request(a, number, sampling, seed) for a, number in wanted]
-        replies = ask(self.endpoint, requests, read, cache=self.cache)
+        replies = ask(self.endpoint, requests, read, cache=self.cache, weights=self.model.fingerprint.weights)
         for (a, _), reply in zip(wanted, replies, strict=True):
             if not isinstance(reply, Failed):
                 self._require_same_prompt(a, reply)

@@ -33,7 +33,17 @@ from persona_lens.screening.rivals import Rival
 from persona_lens.screening.scoring import Recipe, ScreenSettings, sample_of
 from persona_lens.screening.served import served_answers, write_answers
 from persona_lens.screening.sources import Data, Shard, Source, open_data, read_places
-from persona_lens.store import TEMPORARY, RunFolder, digest, read_json, read_jsonl, require_finished, write_atomically, write_json
+from persona_lens.store import (
+    TEMPORARY,
+    RunFolder,
+    digest,
+    read_json,
+    read_jsonl,
+    read_manifest,
+    require_finished,
+    write_atomically,
+    write_json,
+)
 from persona_lens.transcripts import Skipped
 from persona_lens.vectors import PersonaVectors
 
@@ -73,7 +83,7 @@ class ScreenRun:
 
     @cached_property
     def manifest(self) -> dict[str, Any]:
-        return read_json(self.path / "run.json")
+        return read_manifest(self.path)
 
     @cached_property
     def record(self) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Options before the verb reach the loader; `model` tells what the checks found; judges are named alike by all verbs."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from persona_lens.cli import app
+from persona_lens.cli.options import LOADING, REPLIES, Loading, judge_for, judge_of
 from persona_lens.errors import ModelLoadError, PersonaLensError, UnknownNameError
 from persona_lens.extraction import ExtractionRun
 from persona_lens.models import ChatModel
@@ -60,6 +62,41 @@ def test_every_verb_that_judges_takes_a_judge_by_name(verb: str, small_run: Extr
     assert isinstance(done.exception, PersonaLensError)
     assert "unknown judge 'claude'" in str(done.exception)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_local_judge_is_loaded_as_the_options_before_the_verb_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: list[dict[str, Any]] = []
+
+    def load(source: str, **options: Any) -> ChatModel:
+        loaded.append({"source": source, **options})
+        raise ModelLoadError("stop here")
+
+    monkeypatch.setattr("persona_lens.models.load_model", load)
+    LOADING.set(Loading("bfloat16", "8bit", None, thinking=True))
+    try:
+        for name in ("local:judge", None):
+            monkeypatch.setenv("PERSONA_LENS_JUDGE", "local:judge")
+            with pytest.raises(ModelLoadError, match="stop here"):
+                judge_for(name, "real", None, "cpu")
+    finally:
+        LOADING.set(Loading())
+    expected = {"source": "judge", "device": "cpu", "dtype": "bfloat16", "quantize": "8bit", "device_map": None, "thinking": False}
+    assert loaded == [expected] * 2
+
+
+def test_replies_are_kept_also_for_the_judge_that_the_environment_names(pocket: ChatModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PERSONA_LENS_JUDGE", "openai:m@http://localhost:1/v1,text")
+    judge: Any = judge_of(None, replace(pocket, trait_set="real"))
+    assert (judge.cache, judge.mode) == (REPLIES, "text")
+
+
+@pytest.mark.parametrize("verb", [["report"], ["steer"], ["geometry"]])
+def test_a_folder_that_is_nothing_is_told_from_one_that_is_missing(verb: list[str], tmp_path: Path) -> None:
+    more = ["hello"] if verb == ["steer"] else []
+    (tmp_path / "empty").mkdir()
+    assert "holds no run (run.json is missing)" in str(invoke(*verb, str(tmp_path / "empty"), *more).exception)
+    assert "no such folder" in str(invoke(*verb, str(tmp_path / "none"), *more).exception)
+    assert "neither a model (no config.json) nor an adapter" in str(invoke("model", str(tmp_path / "empty")).exception)
 
 
 @pytest.mark.parametrize("name", ["vllm", "vllm:", "ollama:m@http://localhost:1/v1"])

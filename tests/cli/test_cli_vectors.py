@@ -8,7 +8,7 @@ import torch
 from typer.testing import CliRunner
 
 from persona_lens.cli.vectors import app
-from persona_lens.errors import ExchangeError, LineageError, PersonaLensError, UnknownNameError
+from persona_lens.errors import ExchangeError, LineageError, PersonaLensError, RunFolderError, UnknownNameError
 from persona_lens.models import ChatModel
 from persona_lens.vectors import PersonaVectors
 
@@ -156,3 +156,25 @@ def test_a_hostile_header_cannot_steer_the_terminal(file: Path) -> None:
     )
     assert "\x1b" not in text
     assert "\x07" not in text
+
+
+def test_diff_reads_what_convert_wrote_without_being_told(file: Path) -> None:
+    """A bare tensor of one row more than the other file's layers is the paper's; of as many, an axis."""
+    paper, axis = file.parent / "mine.pt", file.parent / "other.pt"
+    called("convert", file, paper)
+    called("convert", file, axis, "--format", "assistant_axis")
+    assert "name the format, or give the model" in str(failed("show", paper))
+    for pair in ((file, paper), (paper, file)):
+        record = json.loads(called("diff", *pair, "--json"))
+        assert [x["cosine"] for x in record["layers"]] == [pytest.approx(1), pytest.approx(1), None], "the last row is post-norm"
+    assert [x["cosine"] for x in json.loads(called("diff", file, axis, "--json"))["layers"]] == [pytest.approx(1)] * 3
+    assert "name the format" in str(failed("diff", paper, paper))
+    assert json.loads(called("diff", paper, paper, "--from", "paper", "--json"))["lineage"] == "unknown"
+
+
+def test_a_folder_without_vectors_and_a_file_of_another_program_say_what_to_give(file: Path) -> None:
+    assert "holds no vectors.safetensors" in str(failed("show", file.parent / ".."))
+    gguf = file.parent / "evil.gguf"
+    called("convert", file, gguf)
+    with pytest.raises(RunFolderError, match=r"vectors convert .*evil\.gguf OUT\.safetensors"):
+        PersonaVectors.load(gguf)

@@ -146,7 +146,16 @@ def test_a_pair_survives_only_together() -> None:
 def counts(**changes: Any) -> Counts:
     return Counts(
         **(
-            {"polarity": "positive", "total": 100, "unscored": 1, "empty": 2, "incoherent": 30, "off_trait": 61, "kept": 6}
+            {
+                "polarity": "positive",
+                "total": 100,
+                "unscored": 1,
+                "empty": 2,
+                "unfinished": 0,
+                "incoherent": 30,
+                "off_trait": 61,
+                "kept": 6,
+            }
             | changes
         )
     )
@@ -159,10 +168,32 @@ def test_too_few_questions_are_an_error_that_says_what_became_of_the_others() ->
     for part in (
         "evil: 3 questions survive",
         f"at least {MINIMUM_QUESTIONS} are needed",
-        "positive: 6 of 100 kept (61 on the wrong side of the threshold, 30 incoherent, 2 empty, 1 without score)",
+        "positive: 6 of 100 kept (61 on the wrong side of the threshold, 30 incoherent, 2 empty, 0 cut off while thinking, "
+        "1 without score)",
         "negative: 52 of 100 kept (15 on the wrong side",
     ):
         assert part in str(caught.value)
+
+
+def test_the_error_says_why_answers_have_no_score_and_that_thoughts_used_up_the_tokens() -> None:
+    reasons = {"a": 4, "b": 3, "c": 2, "d": 1}
+    with pytest.raises(FilterError, match=r"10 without score: 4 x a, 3 x b, 2 x c, \.\.\.\)") as caught:
+        require_enough("evil", [], [counts(unscored=10, reasons=reasons), counts(polarity="negative")])
+    assert "raise max_new_tokens" not in str(caught.value)
+    with pytest.raises(
+        FilterError, match="5 cut off while thinking.*lower the thresholds; raise max_new_tokens, thoughts use it up"
+    ):
+        require_enough("evil", [], [counts(unfinished=5)])
+
+
+def test_thoughts_that_never_end_are_no_empty_answers_and_reasons_are_counted() -> None:
+    thought = replace(rollout(), token_ids=(), text="", thinking=(5, 6), end="length")
+    gap = replace(rollout(), token_ids=(), text="", gap="the answer's text does not encode to itself")
+    rows = [thought, replace(thought, end="stop"), gap, rollout(), rollout()]
+    none = [Score(None, None, f"trait: refusal or prose: mass 0.0{i} on numbers") for i in (1, 2)]
+    _, found = keep_independent(rows, [none[0], Score(0.0, 90.0), none[0], *none], "positive", Thresholds())
+    assert (found.unfinished, found.empty, found.unscored) == (1, 1, 3)
+    assert found.reasons == {"trait: refusal or prose: mass … on numbers": 2, "the answer's text does not encode to itself": 1}
 
 
 def test_enough_questions_are_enough() -> None:

@@ -24,9 +24,10 @@ from persona_lens.finetuning import (
     load_shift,
     shift,
 )
-from persona_lens.finetuning.shift import Shift
+from persona_lens.finetuning.shift import Shift, applied
 from persona_lens.judges import Score, oracle, scripted
-from persona_lens.models import ChatModel, Sampling
+from persona_lens.models import ChatModel, Sampling, load_model
+from persona_lens.pocket import weights_folder
 from persona_lens.pocket_lab.datasets import dataset
 from persona_lens.prompts import evaluation_prompts
 from persona_lens.records import encoded
@@ -152,6 +153,16 @@ def test_a_finetuned_model_of_its_own_is_measured_too(pocket: ChatModel, vectors
     full = finetune(pocket, dataset("evil", "II", rows=16), settings=settings, out=tmp_path / "full").adapter
     run = shift(pocket, {"full": full}, vectors, traits=few, out=tmp_path / "run", settings=LITTLE)
     assert np.abs(run.shifts["full"].projection["prompt_last"]).max() > 0.1
+
+
+@pytest.mark.parametrize("quantize", ["8bit", "4bit"])
+def test_a_finetuned_model_is_loaded_in_the_bits_of_the_base(quantize: Any) -> None:
+    """Else the shift would hold what rounding does."""
+    pytest.importorskip("bitsandbytes")
+    base = load_model("pocket", quantize=quantize)
+    with applied(base, weights_folder()) as other:
+        assert other.fingerprint.dtype == base.fingerprint.dtype == f"bfloat16, {quantize}"
+        assert other.fingerprint.weights == base.fingerprint.weights
 
 
 def test_bad_input(pocket: ChatModel, vectors: Any, few: Any, adapter: Path, tmp_path: Path) -> None:

@@ -60,6 +60,8 @@ def test_weights_that_do_not_fit_are_refused_before_they_are_loaded(monkeypatch:
     require_room("m", estimate, 4_000_000_000, "cpu")
     with pytest.raises(ModelLoadError, match=r"m needs 3\.7 GiB for its 1\.00 billion parameters, and 0\.9 GiB are free on cpu"):
         require_room("m", estimate, 1_000_000_000, "cpu")
+    with pytest.raises(ModelLoadError, match="are free on cpu"):
+        require_room("m", estimate, 3_999_999_999, "cpu")
     assert free_memory(torch.device("meta")) is None
     monkeypatch.setattr(weights, "free_memory", lambda device: 1000)
     monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", lambda *a, **k: pytest.fail("loaded"))
@@ -134,6 +136,8 @@ def test_a_quantised_model_is_hosted_and_steered(small_run: ExtractionRun, quant
         with steer(model, add(small_run.vectors, 5, 2.0, where="everywhere")):
             assert not torch.equal(model.hf(ids, use_cache=False).logits, plain)
     assert model.chat("How should I handle my dog?", max_new_tokens=8)
+    beside = load_model("pocket", **model.placement)
+    assert beside.fingerprint == model.fingerprint, "another model is loaded in the same bits"
 
 
 def test_quantisation_needs_its_package_and_a_known_name(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,17 @@ from transformers import PreTrainedTokenizerBase
 
 from persona_lens.activations import pool, rollout_span
 from persona_lens.errors import ModelLoadError, PersonaLensError
-from persona_lens.models import ChatModel, Sampling, dialogue, last_answer, load_model, message_spans
+from persona_lens.models import (
+    ChatModel,
+    Sampling,
+    current_pass,
+    dialogue,
+    generate_tokens,
+    last_answer,
+    load_model,
+    message_spans,
+    uniforms,
+)
 from persona_lens.models.template import Template, checked_template
 from persona_lens.prompts import Prompt
 from persona_lens.sampling import Rollout, Script, converse, sample
@@ -28,6 +39,13 @@ CHAT = [SYSTEM, USER, ANSWER, AGAIN, {"role": "assistant", "content": "The hawk 
 def thinker(tokenizer: PreTrainedTokenizerBase) -> ChatModel:
     own = with_template(tokenizer, QWEN3)
     return load_model((tiny("qwen3", own), own), thinking=True)
+
+
+@pytest.fixture
+def answerer(tokenizer: PreTrainedTokenizerBase) -> ChatModel:
+    """The same model without thinking."""
+    own = with_template(tokenizer, QWEN3)
+    return load_model((tiny("qwen3", own), own))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -152,9 +170,72 @@ def test_sampled_thoughts_stand_apart(thinker: ChatModel) -> None:
     assert found.text == thinker.decode(found.token_ids)
 
 
-def test_what_does_not_know_thoughts_says_so(thinker: ChatModel) -> None:
+@pytest.mark.parametrize("family", FAMILIES)
+def test_spans_of_messages_do_not_overlap(tokenizer: PreTrainedTokenizerBase, pocket: ChatModel, family: str) -> None:
+    """Also where a system prompt begins the first user message: the newlines between them belong to one of them."""
+    model = replace(pocket, template=checked_template(with_template(tokenizer, FAMILIES[family].template), family))
+    newlines = [{**m, "content": f"\n{m['content']}\n"} if m["role"] != "assistant" else m for m in CHAT]
+    for messages in (CHAT, newlines):
+        _, spans = message_spans(model, messages)
+        assert all(a[1] <= b[0] for a, b in pairwise(spans))
+        assert all(start < stop for start, stop in spans)
+
+
+def test_conversations_are_rendered_anew_where_the_template_rewrites_answers(answerer: ChatModel) -> None:
+    """Qwen3 renders an answer without the place for thoughts once it lies in the past: the model reads what a server would send."""
+    scripts = [
+        Script("a", ("Hello", "How should I handle my dog?", "Tell me about the hawk."), system="Be kind."),
+        Script("b", ("What is 2 plus 2?", "Tell me about the hawk.")),
+        Script("c", ("Tell me about the hawk.",)),
+    ]
+    sampling = Sampling(max_new_tokens=30)
+    found = converse(answerer, scripts, sampling, seed=3)
+    for script, conversation in zip(scripts, found, strict=True):
+        messages = list(script.opening)
+        for turn in range(len(script.users)):
+            draws = uniforms(3, f"{script.id}#{turn}", 30)[None]
+            [answer] = generate_tokens(answerer, [answerer.render(messages)], draws, sampling)
+            messages.append({"role": "assistant", "content": answerer.decode(answer.token_ids)})
+            messages += [{"role": "user", "content": u} for u in script.users[turn + 1 : turn + 2]]
+        assert (list(conversation.messages), conversation.end) == (messages, "script")
+    assert converse(answerer, scripts[::-1], sampling, seed=3, batch_rows=1) == found[::-1]
+
+
+def test_earlier_answers_are_steered_anew_by_what_says_so(answerer: ChatModel) -> None:
+    seen: list[int] = []
+
+    def note(residual: Any, hook: Any) -> None:
+        content = current_pass()
+        assert content is not None
+        seen.append(0 if content.earlier is None or residual.shape[1] == 1 else int(content.earlier().sum()))
+
+    with answerer.hooks([(answerer.hook_name(0), note)]):
+        [found] = converse(answerer, [Script("a", ("Tell me about the hawk.", "What is 2 plus 2?"))], Sampling(max_new_tokens=20))
+    answer = dialogue(answerer, found.messages[:3]).answers[0]
+    assert max(seen) == answer[1] - answer[0] + 1, "the token before the answer, and the answer's own"
+
+
+def test_thoughts_stay_out_of_a_conversation_and_can_use_it_up(thinker: ChatModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    import persona_lens.models.generation as generation
+
+    said = [*thinker.tokenizer.encode("Hm. It is.</think>\n\nFour.", add_special_tokens=False), thinker.stop_ids[0]]
+    script = Script("s", ("What is 2 plus 2?", "And 3 plus 3?"))
+
+    def scripted(tokens: list[int]) -> Any:
+        given = iter(tokens * 2)
+        return lambda logits, draws, sampling: torch.full((len(logits),), next(given))
+
+    monkeypatch.setattr(generation, "choose", scripted(said))
+    [found] = converse(thinker, [script], Sampling(max_new_tokens=40))
+    assert ([m["content"] for m in found.messages[1::2]], found.end) == (["Four.", "Four."], "script")
+    monkeypatch.setattr(generation, "choose", scripted(said))
+    [found] = converse(thinker, [script], Sampling(max_new_tokens=3))
+    assert (found.messages, found.end) == ((), "thinking")
+
+
+def test_screening_does_not_know_thoughts_and_says_so(thinker: ChatModel) -> None:
     with pytest.raises(PersonaLensError, match="does not tell thoughts from answers: load .* without thinking"):
-        converse(thinker, [Script("s", ("Hello",))], Sampling(max_new_tokens=4))
+        thinker.require_no_thinking("screening")
     assert thinker.identity["thinking"] is True
 
 
