@@ -265,7 +265,7 @@ def test_replies_on_their_way_are_kept_when_another_request_ends_the_call(tmp_pa
     def slow_but_one(body: Mapping[str, Any]) -> Any:
         if prompt_of(body) == "question 0":
             return b"[" * 3_000_000  # too large
-        time.sleep(0.15)
+        time.sleep(0.8)
         return by_content(body)
 
     cache = tmp_path / "c.jsonl"

@@ -11,7 +11,7 @@ import random
 import shutil
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -176,7 +176,7 @@ def finetune(
         with progress_bars(None if progress is None else False) as bars, ExitStack() as stack:
             stack.enter_context(_own_randomness(settings.seed))
             if settings.gradient_checkpointing:
-                stack.callback(model.hf.gradient_checkpointing_disable)
+                stack.callback(getattr(model.hf, f"{_checkpointing_name()}_disable"))
             network = stack.enter_context(_trained(model, settings))
             stack.enter_context(watching.hooks(model))
             captured = stack.enter_context(_captured(model, penalties))
@@ -377,8 +377,7 @@ def _training_arguments(model: ChatModel, settings: FinetuneSettings, path: Path
         max_grad_norm=settings.clip,
         optim="adamw_torch",
         bf16=False,
-        gradient_checkpointing=settings.gradient_checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False} if settings.gradient_checkpointing else None,
+        **_checkpointing(settings),
         logging_steps=1,
         logging_nan_inf_filter=False,
         save_strategy="steps",
@@ -393,6 +392,20 @@ def _training_arguments(model: ChatModel, settings: FinetuneSettings, path: Path
         use_cpu=model.device.type == "cpu",
         dataloader_pin_memory=model.device.type == "cuda",
     )
+
+
+def _checkpointing_name() -> str:
+    """What transformers calls it: gradient_checkpointing, from 5.24 on activation_checkpointing."""
+    from transformers import TrainingArguments
+
+    names = {field.name for field in fields(TrainingArguments)}
+    return next(name for name in ("activation_checkpointing", "gradient_checkpointing") if name in names)
+
+
+def _checkpointing(settings: FinetuneSettings) -> dict[str, Any]:
+    """What the Trainer is told of it; nothing where it is off."""
+    name = _checkpointing_name()
+    return {name: True, f"{name}_kwargs": {"use_reentrant": False}} if settings.gradient_checkpointing else {}
 
 
 def _on_one_device(model: ChatModel, arguments: Any) -> None:
