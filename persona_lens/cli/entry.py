@@ -18,6 +18,7 @@ from persona_lens.cli import (
     monitor,
     pocket,
     report,
+    reproduce,
     screen,
     steer,
     sweep,
@@ -61,6 +62,7 @@ app.command("pilot", cls=SeveralVectors)(finetune.pilot)
 app.command("defend", cls=SeveralVectors)(finetune.defend)
 app.command("screen", cls=SeveralVectors)(screen.screen)
 app.command("report")(report.report)
+app.command("reproduce")(reproduce.reproduce)
 app.command("bake")(bake.bake)
 app.command("model")(model.model)
 app.add_typer(monitor.app, name="monitor")

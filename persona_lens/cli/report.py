@@ -14,6 +14,9 @@ def report(folder: Annotated[Path, typer.Argument(help="A finished run folder.")
     Example: persona-lens report runs/demo
     """
     from persona_lens.reports import report as write_report
+    from persona_lens.store import read_manifest
 
+    if read_manifest(folder).get("command") == "reproduce":
+        from persona_lens.reproduction.run import write_report
     page = write_report(folder)
     emit({"report": str(page)}, f"Report: {page}", as_json)

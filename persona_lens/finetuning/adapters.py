@@ -4,6 +4,7 @@ A bridge puts its own module around every block, so that parameter names are not
 weights by name does it while the plain blocks are back in their place (`unwrapped`).
 """
 
+import warnings
 from collections.abc import Generator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -74,7 +75,7 @@ def trainable(model: ChatModel, config: Any) -> Generator["PeftModel"]:
     from peft import get_peft_model
 
     with restored(model):
-        with unwrapped(model):
+        with unwrapped(model), _without_notices():
             peft = cast("PeftModel", get_peft_model(model.hf, config))
         yield peft
 
@@ -100,7 +101,7 @@ def adapted(model: ChatModel, folder: str | Path, *, merge: bool | None = None) 
     from peft import PeftModel
 
     with restored(model) as stack:
-        with unwrapped(model):
+        with unwrapped(model), _without_notices():
             try:
                 peft = PeftModel.from_pretrained(model.hf, str(folder))
                 _require_all_loaded(folder, peft)
@@ -112,6 +113,14 @@ def adapted(model: ChatModel, folder: str | Path, *, merge: bool | None = None) 
         own, files = model.fingerprint, [(folder / name).read_bytes() for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)]
         weights = digest("+".join([own.weights, *map(digest, files)]))
         yield replace(model, fingerprint=replace(own, name=f"{own.name}+{folder.resolve().parent.name}", weights=weights))
+
+
+@contextmanager
+def _without_notices() -> Generator[None]:
+    """peft asks for an attribute that transformers 5.24 renamed; the notice is for them, not for our users."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+        yield
 
 
 PLAIN: Final[dict[str, tuple[Any, ...]]] = {

@@ -1,0 +1,90 @@
+"""What one experiment found: a row per claim, with our figure, the paper's, and a rule that was fixed beforehand."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import isfinite, nan
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Row:
+    """One claim.
+
+    Attributes:
+        claim: what is measured.
+        ours: our figure; `low`, `high` its 95 % interval, NaN where there is none.
+        paper: the paper's figure in words, or "-" where it has none.
+        rule: when the claim counts as holding here; empty where there is nothing to hold.
+        holds: whether it does; None without a rule, or where our figure is not defined.
+    """
+
+    claim: str
+    ours: float
+    low: float = nan
+    high: float = nan
+    paper: str = "-"
+    rule: str = ""
+    holds: bool | None = None
+
+    @property
+    def figure(self) -> str:
+        """Our figure as text; figures of 10 and more are points on a scale to 100."""
+        if not isfinite(self.ours):
+            return "-"
+        interval = isfinite(self.low) and isfinite(self.high)
+        digits = 1 if max(abs(x) for x in (self.ours, *((self.low, self.high) if interval else ()))) >= 10 else 2
+        bounds = f" [{self.low:.{digits}f}, {self.high:.{digits}f}]" if interval else ""
+        return f"{self.ours:.{digits}f}{bounds}"
+
+    @property
+    def verdict(self) -> str:
+        return {True: "agrees", False: "differs", None: ""}[self.holds]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What became of one figure of the paper.
+
+    Attributes:
+        key: of the figure, as in `paper.FIGURES`.
+        reading: what agrees, what does not, and why, in words.
+        images: names of the figures that were drawn, with captions, in order.
+    """
+
+    key: str
+    rows: tuple[Row, ...]
+    reading: str
+    images: tuple[tuple[str, str], ...]
+
+    @property
+    def agreeing(self) -> tuple[int, int]:
+        """How many claims hold, of how many."""
+        held = [r.holds for r in self.rows if r.holds is not None]
+        return sum(held), len(held)
+
+
+def above(claim: str, value: tuple[float, float, float], floor: float, *, paper: str = "-", rule: str) -> Row:
+    """A row that holds where the figure reaches a floor."""
+    return Row(claim, *value, paper=paper, rule=rule, holds=value[0] >= floor if isfinite(value[0]) else None)
+
+
+def surely_above(claim: str, value: tuple[float, float, float], floor: float, *, paper: str = "-", rule: str) -> Row:
+    """A row that holds where the whole interval lies above a floor."""
+    return Row(claim, *value, paper=paper, rule=rule, holds=value[1] > floor if isfinite(value[1]) else None)
+
+
+def named(rows: Sequence[Row], *, hold: bool) -> str:
+    """The claims that hold, or do not, as one text."""
+    return "; ".join(r.claim for r in rows if r.holds is hold)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What an experiment returns: its rows, their reading, and figures by name, each with its caption."""
+
+    rows: Sequence[Row]
+    reading: str
+    figures: "Mapping[str, tuple[Figure, str]]"
