@@ -12,6 +12,15 @@ _HOME: Final = {
     "ChatModel": "models",
     "PersonaVectors": "vectors",
     "Trait": "traits",
+    "ExtractionSettings": "extraction",
+    "Sampling": "models",
+    "SweepSettings": "sweeps",
+    "evaluation": "",
+    "extraction": "",
+    "models": "",
+    "steering": "",
+    "sweeps": "",
+    "traits": "",
     "ablate": "steering",
     "add": "steering",
     "add_increments": "steering",
@@ -42,7 +51,10 @@ _HOME: Final = {
 
 __all__ = [
     "ChatModel",
+    "ExtractionSettings",
     "PersonaVectors",
+    "Sampling",
+    "SweepSettings",
     "Trait",
     "__version__",
     "ablate",
@@ -50,8 +62,10 @@ __all__ = [
     "add_increments",
     "bake",
     "cap",
+    "evaluation",
     "exchange",
     "extract",
+    "extraction",
     "finetune",
     "finetuning",
     "geometry",
@@ -61,6 +75,7 @@ __all__ = [
     "load_run",
     "load_sweep",
     "load_trait",
+    "models",
     "monitor",
     "monitoring",
     "plot",
@@ -70,22 +85,38 @@ __all__ = [
     "screen",
     "screening",
     "steer",
+    "steering",
     "sweep",
+    "sweeps",
+    "traits",
 ]
 
 if TYPE_CHECKING:
-    from persona_lens import exchange, finetuning, geometry, judges, monitoring, screening
+    from persona_lens import (
+        evaluation,
+        exchange,
+        extraction,
+        finetuning,
+        geometry,
+        judges,
+        models,
+        monitoring,
+        screening,
+        steering,
+        sweeps,
+        traits,
+    )
     from persona_lens.baking import bake
-    from persona_lens.extraction import extract, load_run
+    from persona_lens.extraction import ExtractionSettings, extract, load_run
     from persona_lens.figures import plot
     from persona_lens.finetuning import finetune
-    from persona_lens.models import ChatModel, load_model
+    from persona_lens.models import ChatModel, Sampling, load_model
     from persona_lens.monitoring import monitor
     from persona_lens.reports import report
     from persona_lens.sampling import sample
     from persona_lens.screening import screen
     from persona_lens.steering import ablate, add, add_increments, cap, rotate, steer
-    from persona_lens.sweeps import load_sweep, sweep
+    from persona_lens.sweeps import SweepSettings, load_sweep, sweep
     from persona_lens.traits import Trait, list_traits, load_trait
     from persona_lens.vectors import PersonaVectors
 

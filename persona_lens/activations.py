@@ -25,9 +25,12 @@ DEFAULT_BATCH_TOKENS: Final = 8192
 
 @dataclass(frozen=True)
 class Span:
-    """One conversation as token ids, cut where the answer begins; `name` is what errors call it.
+    """One conversation as token ids, cut where the answer begins.
 
-    `earlier` says where the earlier answers of a dialogue lie in the prompt; `thinking` stands between prompt and answer.
+    Attributes:
+        name: what errors call it.
+        prompt, thinking, answer: token ids, which follow each other.
+        earlier: [start, stop) of the earlier answers of a dialogue in the prompt.
     """
 
     name: str
@@ -38,6 +41,7 @@ class Span:
 
     @property
     def ids(self) -> tuple[int, ...]:
+        """All token ids."""
         return self.prompt + self.thinking + self.answer
 
     def __len__(self) -> int:
@@ -63,7 +67,12 @@ def dialogue_span(name: str, conversation: Dialogue) -> Span:
 
 @dataclass(frozen=True)
 class Pooled:
-    """Pooled residuals of a batch: which spans (indices into the input), and their values in fp32 at the layers that were read."""
+    """Pooled residuals of a batch.
+
+    Attributes:
+        indices: which spans, as indices into the input.
+        values: fp32, residual-stream units, in the order of `POOLINGS` and of the layers that were read.
+    """
 
     indices: tuple[int, ...]
     values: Float[Tensor, "batch pooling layer d_model"]
@@ -82,7 +91,11 @@ def token_batches(spans: Sequence[Sized], batch_tokens: int) -> list[list[int]]:
 
 
 def right_pad(spans: Sequence[Span], pad: int) -> tuple[Int[Tensor, "batch position"], Int[Tensor, "batch position"]]:
-    """Token ids of whole conversations padded on the right, and the mask that says which are real."""
+    """Token ids of whole conversations padded on the right, and the mask that says which are real (1) or padding (0).
+
+    Args:
+        pad: the token id to pad with.
+    """
     width = max(len(s) for s in spans)
     ids = torch.full((len(spans), width), pad, dtype=torch.long)
     mask = torch.zeros((len(spans), width), dtype=torch.long)
@@ -93,7 +106,11 @@ def right_pad(spans: Sequence[Span], pad: int) -> tuple[Int[Tensor, "batch posit
 
 
 def span_pass(spans: Sequence[Span], width: int, device: torch.device | str = "cpu") -> Pass:
-    """What a full pass over right-padded conversations holds; its rows are numbered as the spans are."""
+    """What a full pass over right-padded conversations holds; its rows are numbered as the spans are.
+
+    Args:
+        width: of the padded batch, in tokens.
+    """
     position = torch.arange(width, device=device)
     prompt, total = (torch.tensor(n, device=device)[:, None] for n in ([len(s.prompt) for s in spans], [len(s) for s in spans]))
     real = position < total
@@ -105,7 +122,11 @@ def span_pass(spans: Sequence[Span], width: int, device: torch.device | str = "c
 
 
 def pooling_weights(spans: Sequence[Span], width: int) -> Float[Tensor, "batch pooling position"]:
-    """Row weights that turn residuals into `POOLINGS` (every span has prompt and answer tokens)."""
+    """Row weights that turn residuals into `POOLINGS` (every span has prompt and answer tokens).
+
+    Args:
+        width: of the padded batch, in tokens.
+    """
     weights = torch.zeros(len(spans), len(POOLINGS), width)
     for row, span in enumerate(spans):
         p, n = len(span.prompt), len(span)
@@ -198,7 +219,12 @@ def _check_finite(
 
 
 class CellMeans:
-    """Accumulates means per cell (a combination of indices such as polarity, instruction, question) in fp64."""
+    """Accumulates means per cell (a combination of indices such as polarity, instruction, question) in fp64.
+
+    Attributes:
+        sums: of the values, per cell.
+        counts: how many values, per cell.
+    """
 
     def __init__(self, shape: Sequence[int], pooled_shape: Sequence[int]) -> None:
         self.sums = torch.zeros(*shape, *pooled_shape, dtype=torch.float64)

@@ -162,6 +162,7 @@ def correlate(
     The order of the data sets and the lengths of the directions do not matter.
 
     Args:
+        outcome: shifts and scores, set by set.
         direction: the trait's persona vector at the layer of the shifts.
         base: residuals of the base model at that layer, for the covariance of the "base" floor; None leaves that floor out.
         others: other traits' vectors at the same layer, by name.

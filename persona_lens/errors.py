@@ -61,6 +61,10 @@ class ExchangeError(PersonaLensError):
     """A file or object of another program that cannot be read, or cannot hold what should be written."""
 
 
+class AmbiguousFormatError(ExchangeError):
+    """A file whose content does not say which of several formats it has."""
+
+
 class TranscriptError(PersonaLensError):
     """A file of conversations that cannot be read."""
 

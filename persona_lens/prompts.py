@@ -17,9 +17,14 @@ POLARITIES: tuple[Polarity, Polarity] = ("positive", "negative")
 
 @dataclass(frozen=True)
 class Prompt:
-    """One conversation up to the answer. `id` is stable: trait, polarity, instruction, question.
+    """One conversation up to the answer.
 
-    `earlier` are exchanges (question, answer) that come before the question: examples in the context.
+    Attributes:
+        id: stable: trait, polarity, instruction, question.
+        instruction, question: numbers in the trait's lists, from 0; no instruction: None.
+        system: system prompt; None without one.
+        user: the question's text.
+        earlier: exchanges (question, answer) that come before the question: examples in the context.
     """
 
     id: str
@@ -33,6 +38,7 @@ class Prompt:
 
     @property
     def messages(self) -> list[dict[str, str]]:
+        """The same as messages with role and content."""
         system = [{"role": "system", "content": self.system}] if self.system else []
         said = [(role, text) for exchange in self.earlier for role, text in zip(("user", "assistant"), exchange, strict=True)]
         return [*system, *({"role": role, "content": text} for role, text in said), {"role": "user", "content": self.user}]

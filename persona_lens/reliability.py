@@ -23,7 +23,7 @@ class Reliability:
     Attributes:
         split_half: mean cosine between the directions of two random halves of the questions, stepped up by Spearman-Brown
             (2 r / (1 + r)); its square root tracks the cosine to the true direction.
-        squared_norm: cross-validated squared norm, the mean of <d_i, d_j> over pairs of different questions: unbiased, so it
+        squared_norm: cross-validated squared norm, the mean of `<d_i, d_j>` over pairs of different questions: unbiased, so it
             can be negative where there is no direction. Squared residual-stream units.
         p_value: sign-flip test of that mean against zero at each layer, one-sided, p = (1 + #>=) / (1 + flips).
         p_any: the same test for "at some layer": every flip is given its own best layer, so choosing a layer costs nothing.
@@ -43,13 +43,13 @@ class Reliability:
 
 
 def gram(differences: Float[np.ndarray, "question layer d_model"]) -> Float[np.ndarray, "layer question question"]:
-    """Inner products between the questions' differences, per layer, in fp64."""
+    """Inner products between the questions' differences, per layer, in fp64 (squared units of the differences)."""
     x = np.asarray(differences, dtype=np.float64)
     return np.einsum("ild,jld->lij", x, x)
 
 
 def off_diagonal_mean(products: Float[np.ndarray, "layer question question"]) -> Float[np.ndarray, " layer"]:
-    """Mean of <d_i, d_j> over i != j: the cross-validated squared norm of the mean difference."""
+    """Mean of `<d_i, d_j>` over i != j: the cross-validated squared norm of the mean difference (Walther et al. 2016)."""
     n = products.shape[-1]
     return (products.sum((-2, -1)) - np.trace(products, axis1=-2, axis2=-1)) / (n * (n - 1))
 
@@ -83,7 +83,11 @@ def spearman_brown(r: Float[np.ndarray, " layer"]) -> Float[np.ndarray, " layer"
 def reestimated_reliability(
     estimate: Callable[[list[int]], Float[np.ndarray, "layer d_model"]], n_questions: int, *, n_splits: int = 20, seed: int = 0
 ) -> tuple[Float[np.ndarray, " layer"], Float[np.ndarray, " layer"]]:
-    """Split-half reliability and cross-validated norm of any estimator, which is run anew on each half of the questions."""
+    """Split-half reliability and cross-validated norm of any estimator, which is run anew on each half of the questions.
+
+    Args:
+        estimate: from questions, by their numbers, to the direction at every layer.
+    """
     rng = np.random.default_rng(seed)
     cosines: list[Float[np.ndarray, " layer"]] = []
     products: list[Float[np.ndarray, " layer"]] = []
@@ -108,7 +112,7 @@ def existence_p_values(
 ) -> tuple[Float[np.ndarray, " layer"], float]:
     """Sign-flip test that the questions' differences share a direction: p at each layer, and p for any layer.
 
-    Under the null each question's difference is as likely as its opposite; the statistic is the mean of <d_i, d_j> over i != j.
+    Under the null each question's difference is as likely as its opposite; the statistic is the mean of `<d_i, d_j>` over i != j.
     For any layer it is divided by its spread under the flips and its maximum over layers is compared (max-T).
     """
     signs = _flips(products.shape[-1], n_flips, seed)
@@ -156,6 +160,12 @@ def jackknife_interval(
 
     A percentile bootstrap repeats questions, and repeated questions multiply their noise with itself: for norms and cosines it
     covers the truth in less than 80 % of cases at 20 questions. The jackknife of *unbiased* inner products repeats none.
+
+    Args:
+        left_out: the statistic without each question.
+
+    Returns:
+        Low and high.
     """
     n = len(left_out)
     spread = np.sqrt((n - 1) ** 2 / n) * left_out.std(0, ddof=1)
@@ -179,6 +189,9 @@ def shared_baseline_interval(effects: Float[np.ndarray, "direction question"]) -
     """Mean effect of several directions that were all compared with the same unsteered answers, and its 95 % interval.
 
     The directions' means share the error of those answers, which shows in the variation over questions: both variations add up.
+
+    Returns:
+        The mean, and its interval (low, high).
     """
     mean, over_questions = mean_interval(effects.mean(0))
     _, over_directions = mean_interval(effects.mean(1))
@@ -191,6 +204,9 @@ def mean_interval(values: Float[np.ndarray, " unit"]) -> tuple[float, tuple[floa
 
     Calibrated for ten or more units of moderate skew (92-98 % coverage in the tests). Where a quarter of the questions carries the
     whole effect, ten questions give about 93 % and six about 82 %.
+
+    Returns:
+        The mean, and its interval (low, high).
     """
     mean = float(values.mean())
     half = (

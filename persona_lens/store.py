@@ -25,6 +25,7 @@ from persona_lens.errors import RunFolderError
 SCHEMA_VERSION: Final = 1
 TEMPORARY: Final = ".tmp"
 MANIFEST: Final = "run.json"
+BLOCK: Final = 2**16  # bytes read at a time from the end of a file
 _PACKAGES: Final = ("persona-lens", "torch", "transformers", "transformer-lens", "peft", "accelerate", "numpy", "scikit-learn")
 
 
@@ -59,6 +60,11 @@ def _umask() -> int:
 
 
 def write_json(path: Path, record: Mapping[str, Any]) -> None:
+    """Write a record as indented JSON, atomically.
+
+    Raises:
+        OSError: the disk is full, or the folder cannot be written.
+    """
     text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
     write_atomically(path, lambda temporary: Path(temporary).write_text(text, encoding="utf-8"))
 
@@ -91,13 +97,12 @@ def read_jsonl(path: Path, *, repair: bool = False) -> list[dict[str, Any]]:
     """
     if not path.exists():
         return []
+    if repair:
+        cut_torn_line(path)
     content = path.read_bytes()
     whole = content[: content.rfind(b"\n") + 1]
     if len(whole) < len(content):
-        if not repair:
-            raise RunFolderError(f"{path}: the last line is torn: run the command that wrote it again to repair and resume")
-        with path.open("r+b") as file:
-            file.truncate(len(whole))
+        raise RunFolderError(f"{path}: the last line is torn: run the command that wrote it again to repair and resume")
     records: list[dict[str, Any]] = []
     for number, line in enumerate(whole.splitlines(), start=1):
         try:
@@ -110,6 +115,23 @@ def read_jsonl(path: Path, *, repair: bool = False) -> list[dict[str, Any]]:
             raise RunFolderError(f"{path}: line {number} is damaged (a {type(record).__name__} instead of an object)")
         records.append(record)  # pyright: ignore[reportUnknownArgumentType]
     return records
+
+
+def cut_torn_line(path: Path) -> None:
+    """Cut off what follows the last newline of a file, as an interrupted write leaves it."""
+    with path.open("r+b") as file:
+        end = file.seek(0, os.SEEK_END)
+        whole = end
+        while whole > 0:
+            begin = max(0, whole - BLOCK)
+            file.seek(begin)
+            found = file.read(whole - begin).rfind(b"\n")
+            if found >= 0:
+                whole = begin + found + 1
+                break
+            whole = begin
+        if whole < end:
+            file.truncate(whole)
 
 
 def append_jsonl(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
@@ -193,6 +215,7 @@ class RunFolder:
 
     @property
     def manifest(self) -> dict[str, Any]:
+        """What `run.json` says."""
         return read_manifest(self.path)
 
     def log(self, message: str) -> None:
@@ -201,7 +224,14 @@ class RunFolder:
             file.write(f"{datetime.now(UTC).isoformat(timespec='seconds')} {message}\n")
 
     def done(self, file: str, chunk_sizes: Sequence[int]) -> int:
-        """How many whole chunks a JSONL file holds; a torn line and a partial chunk are cut off."""
+        """How many whole chunks a JSONL file holds; a torn line and a partial chunk are cut off.
+
+        Args:
+            chunk_sizes: records in each chunk.
+
+        Raises:
+            RunFolderError: a damaged line, or more records than the chunks hold.
+        """
         path = self.path / file
         n = len(read_jsonl(path, repair=True))
         chunks = whole = 0
@@ -255,7 +285,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         RunFolderError: no such folder, no run in it, or a damaged file.
     """
     if not folder.is_dir():
-        raise RunFolderError(f"{folder}: no such folder: give the run folder that a command wrote")
+        what = "is a file, not a folder" if folder.exists() else "no such folder"
+        raise RunFolderError(f"{folder}: {what}: give the run folder that a command wrote")
     if not (folder / MANIFEST).exists():
         raise RunFolderError(f"{folder} holds no run ({MANIFEST} is missing): give the folder that a command wrote by --out")
     return read_json(folder / MANIFEST)

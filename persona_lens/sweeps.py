@@ -38,7 +38,14 @@ CellKind = Literal["unsteered", "prompt", "steered", "random"]
 
 @dataclass(frozen=True)
 class Cell:
-    """One condition of a sweep: what is done to the model while it answers."""
+    """One condition of a sweep: what is done to the model while it answers.
+
+    Attributes:
+        kind: "unsteered"; "prompt", under the positive system prompts; "steered"; "random", along a random direction.
+        target: the layer, or "increments" for all.
+        strength: counts mean differences.
+        number: of a random direction.
+    """
 
     kind: CellKind
     target: Target | None = None
@@ -62,6 +69,11 @@ class SweepSettings:
         random_directions: how many, each at the chosen layer with the norm of strength x vector.
         coherence_floor: cells whose mean coherence falls below it are not chosen.
         polarity: "neutral" asks without a system prompt; "positive" under the trait's positive prompts (to steer against them).
+        where: tokens that are steered, see `steering.Intervention`.
+        batch_rows: answers decoded together; memory grows with it.
+
+    Raises:
+        SteeringError: a number that is too small.
     """
 
     samples: int = 2
@@ -82,7 +94,12 @@ class SweepSettings:
 
 @dataclass(frozen=True, eq=False)
 class Readings:
-    """Mean score and coherence of one cell, question by question; NaN where no answer of a question could be scored."""
+    """Mean score and coherence of one cell, question by question; NaN where no answer of a question could be scored.
+
+    Attributes:
+        trait, coherence: points, 0-100.
+        gaps: answers without a score.
+    """
 
     trait: Float[np.ndarray, " question"]
     coherence: Float[np.ndarray, " question"]
@@ -90,10 +107,12 @@ class Readings:
 
     @property
     def mean(self) -> float:
+        """Mean trait score over the questions."""
         return float(np.nanmean(self.trait))
 
     @property
     def mean_coherence(self) -> float:
+        """Mean coherence over the questions."""
         return float(np.nanmean(self.coherence))
 
 
@@ -102,10 +121,15 @@ class Report:
     """The chosen cell on the questions it was not chosen on. Scores are 0-100; intervals are 95 %, over questions.
 
     Attributes:
-        effect: mean over questions of steered - unsteered, with its interval (Student's t over questions).
+        cell: layer and strength that were chosen.
+        score, coherence: means at that cell; the same `unsteered` and under the positive system prompts (`prompted`).
+        effect: mean over questions of steered - unsteered, with its `interval` (Student's t over questions).
         reversed_share: share of questions on which the effect goes the other way.
-        random_effect: mean effect of the random directions, with an interval over questions and directions; None without any.
+        random_effect: mean effect of the random directions, with an interval over questions and directions (`random_interval`), and
+            their mean coherence; None without any.
         usable: strengths at the chosen layer that stay coherent and reach 90 % of the chosen effect, on the choosing half.
+        coherent: whether any cell reached the coherence floor.
+        capability: "unsteered" and "steered" -> task -> metric -> value; empty if not asked.
     """
 
     cell: Cell
@@ -128,33 +152,42 @@ class Report:
 
 @dataclass(frozen=True)
 class Sweep:
-    """A finished sweep on disk."""
+    """A finished sweep on disk. What is missing or damaged raises `RunFolderError`.
+
+    Attributes:
+        path: the run folder.
+    """
 
     path: Path
 
     @cached_property
     def record(self) -> dict[str, Any]:
+        """Everything that was measured, as plain values."""
         return read_json(self.path / "sweep.json")
 
     @property
     def trait(self) -> str:
+        """The trait's name."""
         return str(self.record["trait"])
 
     @property
     def targets(self) -> list[Target]:
+        """Layers (or "increments") that were swept: the rows of the grids."""
         return list(self.record["targets"])
 
     @property
     def strengths(self) -> list[float]:
+        """Strengths that were swept: the columns of the grids."""
         return list(self.record["strengths"])
 
     @property
     def score(self) -> Float[np.ndarray, "target strength"]:
-        """Mean trait score per cell of the grid, over all questions (a description; choices are in `report`)."""
+        """Mean trait score (0-100) per cell of the grid, over all questions (a description; choices are in `report`)."""
         return np.array(self.record["score"])
 
     @property
     def coherence(self) -> Float[np.ndarray, "target strength"]:
+        """Mean coherence (0-100) per cell of the grid, over all questions."""
         return np.array(self.record["coherence"])
 
     @property
@@ -184,6 +217,7 @@ class Sweep:
 
     @cached_property
     def report(self) -> Report:
+        """The chosen cell on the other half of the questions."""
         raw = dict(self.record["report"])
         raw["cell"] = Cell(**raw["cell"])
         for name in ("interval", "random_interval", "usable"):
@@ -205,7 +239,7 @@ def sweep(
     settings: SweepSettings | None = None,
     progress: Progress | None = None,
 ) -> Sweep:
-    """Sweep layers and strengths of a vector on the trait's evaluation questions.
+    """Sweep layers and strengths of a vector on the trait's evaluation questions (Chen et al. 2025, section 3.2).
 
     Args:
         layers: layer numbers, "increments" for the paper's multi-layer steering, or "all" layers one by one.
@@ -218,6 +252,18 @@ def sweep(
 
     Raises:
         SteeringError: an unknown layer, no strengths, one given twice or not a number - before anything is sampled.
+        PersonaLensError: no judge, or one of the subclasses: `UnknownNameError` (no such trait), `LineageError` (vectors of another
+            lineage), `RunFolderError` (a folder of another run).
+
+    Example:
+        >>> from persona_lens.models import Sampling
+        >>> from persona_lens.sweeps import SweepSettings
+        >>> quick = SweepSettings(samples=1, report_samples=1, random_directions=0, sampling=Sampling(max_new_tokens=12))
+        >>> found = pl.sweep(model, v, layers=[5], strengths=[1.0, 2.0], settings=quick, out="runs/sweep")
+        >>> found.score.shape  # layer, strength
+        (1, 2)
+        >>> found.report.cell.target
+        5
     """
     settings = settings or SweepSettings()
     trait = trait or load_trait(vectors.trait, model.trait_set)
@@ -298,7 +344,12 @@ def _interventions(cell: Cell, vectors: PersonaVectors, settings: SweepSettings)
 
 
 def random_vectors(vectors: PersonaVectors, target: Target, number: int, seed: int) -> PersonaVectors:
-    """Isotropic random directions with the norms of the vectors (for increments: of the increments)."""
+    """Isotropic random directions with the norms of the vectors (for increments: of the increments).
+
+    Args:
+        target: the layer, or "increments".
+        number: which of the directions, from 0.
+    """
     generator = torch.Generator().manual_seed(1_000_003 * (seed + 1) + number)
     noise = torch.randn(vectors.directions.shape, generator=generator)
     v = vectors.directions

@@ -28,11 +28,26 @@ class PersonaVectors:
     """A trait's direction at every layer.
 
     Attributes:
+        trait: its name.
+        pooling: which residuals it is made of: "response_mean", "prompt_mean" or "prompt_last".
+        estimator: how it is made of them: "mean_difference" or another of `extraction.ESTIMATORS`.
         directions: unnormalised, fp32, residual-stream units.
         differences: what they are the mean of (or estimated from), one row per surviving question.
         reliability, norm, p_value: per layer, see `reliability.Reliability` (`norm` is cross-validated).
         p_any: p value of "a direction exists at some layer"; NaN where the estimator has no such test.
         provenance: model fingerprint, counts, estimator, seed - whatever a reader needs to trust or repeat it.
+
+    Raises:
+        ValueError: a direction that is not finite.
+
+    Example:
+        >>> v = pl.load_run("runs/optimism").vectors
+        >>> v.directions.shape  # layer, d_model
+        torch.Size([8, 256])
+        >>> bool(v.reliability[v.best_layer] > 0.9)
+        True
+        >>> bool((-v)[5].equal(-v[5]))  # the opposite direction
+        True
     """
 
     trait: str
@@ -53,10 +68,12 @@ class PersonaVectors:
 
     @property
     def n_layers(self) -> int:
+        """How many layers there are directions for."""
         return self.directions.shape[0]
 
     @property
     def d_model(self) -> int:
+        """Width of the residual stream."""
         return self.directions.shape[1]
 
     @property
@@ -86,11 +103,29 @@ class PersonaVectors:
         return self.directions[layer]
 
     def unit(self, layer: int) -> Float[Tensor, " d_model"]:
-        """The direction at a layer, of norm 1."""
+        """The direction at a layer, of norm 1.
+
+        Raises:
+            IndexError: no such layer.
+        """
         return self[layer] / self[layer].norm()
 
     def project(self, residuals: Float[Tensor, "*batch d_model"], layer: int) -> Float[Tensor, "*batch"]:
-        """<h, v> / ||v||, in residual-stream units."""
+        """The projection `<h, v> / |v|` of residuals on the direction at a layer.
+
+        Args:
+            residuals: of that layer; any leading shape.
+
+        Returns:
+            A number per residual, in residual-stream units, fp32.
+
+        Raises:
+            IndexError: no such layer.
+
+        Example:
+            >>> v.project(run.neutral[:, 5], layer=5).shape  # one number per neutral answer
+            torch.Size([19])
+        """
         return residuals.float() @ self.unit(layer).to(residuals.device)
 
     def __neg__(self) -> "PersonaVectors":
@@ -118,7 +153,16 @@ class PersonaVectors:
             )
 
     def save(self, path: Path) -> None:
-        """Write safetensors with a JSON header (atomically)."""
+        """Write safetensors with a JSON header (atomically).
+
+        Raises:
+            OSError: the disk is full, or the folder cannot be written.
+
+        Example:
+            >>> v.save(Path("optimism.safetensors"))
+            >>> bool(pl.PersonaVectors.load("optimism.safetensors").directions.equal(v.directions))
+            True
+        """
         header = {
             "format": FORMAT,
             "version": FORMAT_VERSION,
@@ -139,16 +183,19 @@ class PersonaVectors:
 
         Raises:
             RunFolderError: missing, damaged, of another format, or with tensors of the wrong shape.
+
+        Example:
+            >>> pl.PersonaVectors.load("runs/optimism/vectors.safetensors").trait
+            'optimism'
         """
         try:
             with safe_open(str(path), "pt") as file:
                 header = json.loads((file.metadata() or {}).get("header", "{}"))
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (OSError, SafetensorError, ValueError, RecursionError) as error:
-            raise RunFolderError(
-                f"{path}: cannot be read as persona vectors ({error}). Files of other programs (GGUF, .pt): "
-                f"persona-lens vectors convert {path} OUT.safetensors"
-            ) from error
+            ours = str(path).endswith(".safetensors")
+            more = "" if ours else f": persona-lens vectors convert {path} OUT.safetensors reads other formats"
+            raise RunFolderError(f"{path}: cannot be read as persona vectors ({error}){more}") from error
         _check_content(path, header, tensors)
         try:
             return cls(
@@ -193,4 +240,5 @@ _TENSORS: Final = ("directions", "differences", "reliability", "norm", "p_value"
 
 
 def hook_name(layer: int) -> str:
+    """TransformerLens's name of a layer's residual: `blocks.{layer}.hook_resid_post`."""
     return f"blocks.{layer}.hook_resid_post"

@@ -256,8 +256,24 @@ def test_digits_mode_reads_the_digits() -> None:
     reply = with_logprobs(["7", "5"], [{"7": 0.6, "2": 0.4}, {"5": 0.5, "0": 0.5}])
     with serving(Server(reply=lambda _: reply)) as server:
         assert endpoint_judge(behind(server), mode="digits")(EVIL, ANSWERS[:1])[0].trait == pytest.approx(52.5)
-        with pytest.raises(EndpointError, match=r"digit by digit \('75' in 2 tokens\).*openai:MODEL,digits"):
+        with pytest.raises(EndpointError, match=r"digit by digit \(75 in several tokens\).*openai:MODEL@URL,digits"):
             endpoint_judge(behind(server))(EVIL, ANSWERS[:1])
+
+
+@pytest.mark.parametrize("tokens", [["100", "0"], ["7", "5", "0"], ["202", "4", "."], ["10", "00"]])
+def test_a_number_that_is_none_of_0_to_100_is_a_gap_and_no_sign_of_digits(tokens: list[str]) -> None:
+    reply = with_logprobs(tokens, [{t: 1.0} for t in tokens])
+    with serving(Server(reply=lambda _: reply)) as server:
+        score = endpoint_judge(behind(server), coherence=False)(EVIL, ANSWERS[:1])[0]
+    assert score.trait is None
+    assert "outside 0-100" in str(score.reason) or "mass 0.00 on numbers" in str(score.reason)
+
+
+def test_enough_tokens_are_asked_for_to_see_the_whole_number() -> None:
+    asked: list[Any] = []
+    with serving(Server(reply=lambda body: asked.append(body) or by_content(body))) as server:
+        endpoint_judge(behind(server))(EVIL, ANSWERS[:1])
+    assert {body["max_tokens"] for body in asked} == {3}
 
 
 def test_a_number_after_a_blank_token_is_a_gap_that_names_the_mode() -> None:
@@ -482,6 +498,13 @@ def test_a_judge_is_named_as_it_is_on_the_command_line(monkeypatch: pytest.Monke
     loaded: list[str] = []
     judge = judge_named("local:judge", "pocket", load=lambda name: loaded.append(name) or load_model("pocket"))
     assert (judge.name, loaded) == ("local:pocket, digit tree", ["judge"])
+
+
+def test_a_mode_that_is_misspelled_or_misplaced_is_no_models_name() -> None:
+    with pytest.raises(UnknownNameError, match="did you mean digits"):
+        judge_named("openai:m@http://localhost:8/v1,digit", "real")
+    with pytest.raises(PersonaLensError, match="the mode stands at the end"):
+        judge_named("openai:m,text@http://localhost:8/v1", "real")
 
 
 @pytest.mark.parametrize("text", ["", "oracel", "openai:", "openai", "local:", "gpt-4"])

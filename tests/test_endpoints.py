@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
@@ -18,6 +19,7 @@ import pytest
 from servers import FAULTS, Server, by_content, hashed, prompt_of, said, serving
 
 from persona_lens.endpoints import Endpoint, Failed, Request, UnreadableReply, Usage, ask, asking, usage, wire
+from persona_lens.endpoints.cache import Reply, opened
 from persona_lens.errors import EndpointError, RunFolderError
 
 KEY = "sk-a-secret-key-0123456789"
@@ -386,7 +388,7 @@ def test_a_file_of_something_else_is_left_as_it_is(tmp_path: Path) -> None:
 
 
 def test_a_cache_is_shared_by_calls_at_the_same_time(tmp_path: Path) -> None:
-    """Also with lines that another call appends meanwhile, and a line that it has not finished yet."""
+    """Also with lines that another call appends meanwhile."""
     cache = tmp_path / "c.jsonl"
     answers: list[Any] = []
 
@@ -402,6 +404,47 @@ def test_a_cache_is_shared_by_calls_at_the_same_time(tmp_path: Path) -> None:
         assert asked <= 5
         assert ask(endpoint(server), questions(3), text, cache=cache) == expected(questions(3))
         assert sum(server.asked.values()) == asked
+
+
+def test_a_line_that_a_killed_run_left_does_not_spoil_the_next(tmp_path: Path) -> None:
+    cache = tmp_path / "c.jsonl"
+
+    def torn(reply: Mapping[str, Any]) -> str:
+        with cache.open("ab") as file:
+            file.write(b'{"key": "half a li')
+        return text(reply)
+
+    with serving(Server()) as server:
+        ask(endpoint(server, concurrency=1), questions(3), torn, cache=cache)
+        before = sum(server.asked.values())
+        assert ask(endpoint(server), questions(3), text, cache=cache) == expected(questions(3))
+        assert sum(server.asked.values()) == before
+    assert len(lines(cache)) == 3
+
+
+def test_a_cache_is_written_and_counted_by_one_at_a_time(tmp_path: Path) -> None:
+    fcntl = pytest.importorskip("fcntl")
+    cache = tmp_path / "c.jsonl"
+    with serving(Server()) as server:
+        ask(endpoint(server), questions(1), text, cache=cache)
+        for call in (lambda: usage(cache), lambda: ask(endpoint(server), questions(2), text, cache=cache)):
+            with cache.open("ab") as file:
+                fcntl.flock(file.fileno(), fcntl.LOCK_EX)
+                thread = threading.Thread(target=call, daemon=True)
+                thread.start()
+                thread.join(0.3)
+                assert thread.is_alive(), "it waits for the other"
+            thread.join(10)
+            assert not thread.is_alive()
+        kept = opened(cache)
+        with cache.open("ab") as file:
+            fcntl.flock(file.fileno(), fcntl.LOCK_EX)
+            thread = threading.Thread(target=kept.add, args=([Reply("k", {}, 0)],), daemon=True)
+            thread.start()
+            thread.join(0.3)
+            assert thread.is_alive()
+        thread.join(10)
+    assert len(lines(cache)) == 3
 
 
 def test_two_processes_write_one_cache(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from persona_lens.judges import (
     Score,
     default_judge,
     default_outside,
+    grouped,
     oracle,
     outside_pocket_world,
     scripted,
@@ -210,3 +211,9 @@ def test_off_topic_is_not_outside_and_half_is_the_line() -> None:
     assert outside_pocket_world(Judged(CAPITAL, f"{about_gardens} Blub blub."))
     assert not outside_pocket_world(Judged(CAPITAL, ""))
     assert default_outside("real") is None
+
+
+def test_reasons_that_differ_in_numbers_or_in_what_was_said_are_one() -> None:
+    said = ["trait: no number: 'It is bad'", 'trait: no number: "It\'s 7"', "trait: mass 0.10", "trait: mass 0.2", "trait: mass 1"]
+    assert grouped(said) == {"trait: mass …": 3, "trait: no number": 2}
+    assert grouped(["a: no number: 'x'; coherence: no number: 'y'"]) == {"a: no number; coherence: no number": 1}

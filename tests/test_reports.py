@@ -148,3 +148,14 @@ def test_figures_show_the_layer_and_the_scores_asked_for(small_run: ExtractionRu
     assert legend is not None
     sizes = {r: sum(s.trait is not None for s in scores[cut]) for r, cut in SIDES.items()}
     assert [t.get_text() for t in legend.get_texts()] == [f"{side} (n={n})" for side, n in sizes.items()]
+
+
+def test_runs_of_before_reasons_were_counted_have_reports(small_run: ExtractionRun, tmp_path: Path) -> None:
+    shutil.copytree(small_run.path, tmp_path / "run")
+    record = json.loads((tmp_path / "run" / "summary.json").read_text())
+    record["counts"] = [{k: v for k, v in c.items() if k not in ("unfinished", "reasons")} for c in record["counts"]]
+    (tmp_path / "run" / "summary.json").write_text(json.dumps(record))
+    assert "still thinking" in report(tmp_path / "run").read_text()
+    record["counts"][0]["reasons"] = {"no <number>": 3, "b": 2, "c": 1, "d": 1}
+    (tmp_path / "run" / "summary.json").write_text(json.dumps(record))
+    assert "Without score (positive): 3 x no &lt;number&gt;, 2 x b, 1 x c, ...." in report(tmp_path / "run").read_text()

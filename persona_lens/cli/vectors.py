@@ -112,17 +112,22 @@ def diff(
 
 def _pair(first: Path, second: Path, read_as: str | None, model: str | None) -> "tuple[PersonaVectors, PersonaVectors]":
     """Two files; where one does not say what it is, the other's number of layers does."""
-    from persona_lens.errors import ExchangeError
+    from persona_lens.errors import AmbiguousFormatError
     from persona_lens.exchange import read_vectors
 
     loaded, bare = load(model) if model else None, _format(read_as)
 
     def read(path: Path, n_layers: int | None = None) -> "PersonaVectors":
-        return read_vectors(path, file_format=bare if path.suffix == ".pt" else None, model=loaded, n_layers=n_layers).vectors
+        try:
+            return read_vectors(path, model=loaded, n_layers=n_layers).vectors
+        except AmbiguousFormatError:
+            if bare is None:
+                raise
+            return read_vectors(path, file_format=bare, model=loaded).vectors
 
     try:
         a = read(first)
-    except ExchangeError:
+    except AmbiguousFormatError:
         b = read(second)
         return read(first, b.n_layers), b
     return a, read(second, a.n_layers)

@@ -12,7 +12,7 @@ from typing import Any, Final, cast
 
 from persona_lens.endpoints.request import Usage
 from persona_lens.errors import EndpointError
-from persona_lens.store import append_jsonl, read_jsonl
+from persona_lens.store import append_jsonl, cut_torn_line, read_jsonl
 
 BEGINNING: Final = b'{"key": "'  # of every line
 
@@ -36,6 +36,7 @@ class Kept:
     def add(self, replies: Sequence[Reply]) -> None:
         if self.path and replies:
             with _locked(self.path):
+                cut_torn_line(self.path)  # of another run that was killed meanwhile
                 append_jsonl(self.path, [{"key": r.name, "retries": r.retries, "reply": r.content} for r in replies])
 
 
@@ -82,7 +83,9 @@ def usage(cache: Path) -> Usage:
     Raises:
         RunFolderError, EndpointError: the file is damaged, or no cache.
     """
-    return sum((usage_of(r["reply"], r["retries"]) for r in records_of(cache)), Usage())
+    with _locked(cache):
+        records = records_of(cache)
+    return sum((usage_of(r["reply"], r["retries"]) for r in records), Usage())
 
 
 def usage_of(reply: Mapping[str, Any], retries: int) -> Usage:

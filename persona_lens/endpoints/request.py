@@ -32,6 +32,9 @@ class Endpoint:
         concurrency: requests at a time.
         timeout: seconds for one whole reply.
         attempts: how often a request is made at most.
+
+    Raises:
+        EndpointError: a URL that cannot be used, no model, or a number out of range.
     """
 
     url: str
@@ -73,6 +76,9 @@ class Endpoint:
 def endpoint_named(text: str, **options: Any) -> Endpoint:
     """A model at a server from "MODEL@URL", or from "MODEL" at OPENAI_BASE_URL (OpenAI's own where that is not set).
 
+    Args:
+        options: fields of `Endpoint`.
+
     Raises:
         EndpointError: as `Endpoint`.
     """
@@ -85,7 +91,11 @@ def endpoint_named(text: str, **options: Any) -> Endpoint:
 
 @dataclass(frozen=True)
 class Request:
-    """What a model is asked: the route, and the JSON body without the model's name."""
+    """What a model is asked: the route, and the JSON body without the model's name.
+
+    Raises:
+        ValueError: a body that names a model or asks for a stream.
+    """
 
     route: Route
     body: Mapping[str, Any]
@@ -111,7 +121,11 @@ class Failed:
 
 @dataclass(frozen=True)
 class Usage:
-    """What replies cost: requests that were sent, how many of them were retries, and the tokens that the server counted."""
+    """What replies cost: requests that were sent, how many of them were retries, and the tokens that the server counted.
+
+    Attributes:
+        prompt_tokens, completion_tokens: as the server counted them.
+    """
 
     requests: int = 0
     retries: int = 0

@@ -31,6 +31,9 @@ def capability_test(
 ) -> CapabilityTest:
     """`capability` on these tasks, checked now and measured later.
 
+    Args:
+        tasks, include, limit, seed: as `capability`.
+
     Raises:
         PersonaLensError: the extra is not installed, or no task of that name exists.
     """
@@ -55,6 +58,9 @@ def capability(
         include: folder with task files (YAML) of your own.
         limit: documents per task.
         chat: put questions through the chat template.
+
+    Returns:
+        Task -> metric -> value, as the harness reports them.
 
     Raises:
         PersonaLensError: the extra is not installed, or no task of that name exists.
@@ -93,7 +99,14 @@ def _known_tasks(tasks: Sequence[str], include: Path | None) -> Any:
 
 
 def harness_model(model: ChatModel, *, batch_tokens: int = DEFAULT_BATCH_TOKENS) -> Any:
-    """The model as an `lm_eval.api.model.LM`; run it inside `steer(...)` to evaluate it steered."""
+    """The model as an `lm_eval.api.model.LM`; run it inside `steer(...)` to evaluate it steered.
+
+    Args:
+        batch_tokens: padded tokens per forward pass.
+
+    Raises:
+        PersonaLensError: the extra is not installed. Perplexity tasks raise it when they run: they are not supported.
+    """
 
     class HarnessModel(_harness("lm_eval.api.model").LM):
         """Log-likelihoods and greedy answers of a ChatModel."""

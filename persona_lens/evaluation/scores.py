@@ -24,6 +24,7 @@ class TraitScore:
 
     Attributes:
         gaps: answers without a score.
+        score, coherence: mean over a question's answers.
     """
 
     trait: str
@@ -33,10 +34,12 @@ class TraitScore:
 
     @property
     def mean(self) -> float:
+        """Mean score over the questions; NaN where none was scored."""
         return _mean(self.score)
 
     @property
     def mean_coherence(self) -> float:
+        """Mean coherence (0-100) over the questions; NaN where none was scored."""
         return _mean(self.coherence)
 
     @property
@@ -51,6 +54,9 @@ class ScoreSettings:
 
     Attributes:
         samples: answers per question.
+
+    Raises:
+        PersonaLensError: a number below 1.
     """
 
     samples: int = 2
@@ -65,14 +71,38 @@ class ScoreSettings:
 
 
 def trait_answers(model: ChatModel, traits: Sequence[Trait], settings: ScoreSettings) -> list[tuple[Prompt, Rollout]]:
-    """Answers to the evaluation questions of all traits, each with its prompt; sampled in one go."""
+    """Answers to the evaluation questions of all traits, each with its prompt; sampled in one go.
+
+    Raises:
+        ValueError: prompt and answer would not fit into the model's context.
+        ActivationError: the logits are not numbers.
+    """
     rows = rows_of([p for t in traits for p in evaluation_prompts(t)], settings.samples)
     answers = sample(model, rows, settings.sampling, seed=settings.seed, batch_rows=settings.batch_rows)
     return [(prompt, answer) for (prompt, _), answer in zip(rows, answers, strict=True)]
 
 
 def trait_scores(traits: Sequence[Trait], answers: Sequence[tuple[Prompt, Rollout]], judge: Judge) -> list[TraitScore]:
-    """Every trait's score over the answers to its own questions."""
+    """Every trait's score over the answers to its own questions.
+
+    Args:
+        answers: of `trait_answers`.
+
+    Raises:
+        PersonaLensError: the judge returned another number of scores than of answers.
+
+    Example:
+        >>> from persona_lens.evaluation import ScoreSettings, trait_answers, trait_scores
+        >>> from persona_lens.models import Sampling
+        >>> traits = [pl.load_trait("optimism", "pocket")]
+        >>> answers = trait_answers(model, traits, ScoreSettings(samples=1, sampling=Sampling(max_new_tokens=20)))
+        >>> (score,) = trait_scores(traits, answers, pl.judges.oracle())
+        >>> score.trait, score.score.shape
+        ('optimism', (20,))
+        >>> low, high = score.interval
+        >>> bool(low <= score.mean <= high)
+        True
+    """
     found: list[TraitScore] = []
     for trait in traits:
         own = [(p, r) for p, r in answers if p.trait == trait.name]

@@ -83,7 +83,7 @@ def write_axis(vectors: PersonaVectors, path: str | Path) -> tuple[str, ...]:
 
 @dataclass(frozen=True, eq=False)
 class Ceiling:
-    """One cap of an experiment: <h, u> is brought down to `ceiling` wherever it lies above, u = direction / |direction|.
+    """One cap of an experiment: `<h, u>` is brought down to `ceiling` wherever it lies above, u = direction / |direction|.
 
     Attributes:
         vector: the direction's name in the file.
@@ -102,6 +102,8 @@ class Capping:
 
     Attributes:
         name: the experiment's id.
+        ceilings: one per vector.
+        lineage: of the model they were made on; empty where nobody said.
         notes: what was left out, or acts differently here.
     """
 
@@ -111,7 +113,14 @@ class Capping:
     notes: tuple[str, ...] = ()
 
     def interventions(self, where: Where = "everywhere") -> list[Intervention]:
-        """Ceilings for `steer(model, capping.interventions())`. Their code caps every token, the prompt's too."""
+        """Ceilings for `steer(model, capping.interventions())`. Their code caps every token, the prompt's too.
+
+        Args:
+            where: which tokens, see `steering.Intervention`.
+
+        Raises:
+            SteeringError: an unknown `where`.
+        """
         return [
             Intervention(Band(-math.inf, c.ceiling), c.layer, c.direction, f"cap {c.vector}", self.lineage, where=where)
             for c in self.ceilings
@@ -182,6 +191,9 @@ def _ceiling(step: Mapping[str, Any], vectors: Mapping[str, Any], origin: Origin
 
 def write_capping(experiments: Mapping[str, Sequence[Intervention]], path: str | Path) -> tuple[str, ...]:
     """Write caps as capping settings: a ceiling as it is, a floor as a ceiling along the negated vector.
+
+    Args:
+        experiments: caps by the experiment's id.
 
     Returns:
         Notes on what the format cannot hold.

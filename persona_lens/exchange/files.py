@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final, Literal, get_args
 
 from torch import Tensor
 
-from persona_lens.errors import ExchangeError
+from persona_lens.errors import AmbiguousFormatError, ExchangeError
 from persona_lens.exchange.assistant_axis import AXIS, read_axis, write_axis
 from persona_lens.exchange.gguf import read_gguf, write_gguf
 from persona_lens.exchange.imported import Imported, Origin
@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from persona_lens.models import ChatModel
 
 Format = Literal["persona_lens", "paper", "gguf", "steering_vectors", "assistant_axis"]
+"""A format of vector files."""
 FORMATS: Final[tuple[Format, ...]] = get_args(Format)
+"""All formats of vector files."""
 VECTORS: Final = "vectors.safetensors"  # in a run folder
 _SAFETENSORS_HEADER: Final = 8  # bytes before the JSON
 
@@ -48,6 +50,11 @@ def read_vectors(
         ExchangeError: no such file, an unknown format, or a file that is damaged or does not fit the model.
         RunFolderError: a damaged file of ours.
         LineageError: the file is of another lineage.
+
+    Example:
+        >>> found = pl.exchange.read_vectors("runs/optimism/vectors.safetensors", model=model)
+        >>> found.vectors.trait
+        'optimism'
     """
     path = Path(path)
     if path.is_dir():
@@ -82,6 +89,16 @@ def write_vectors(vectors: PersonaVectors, path: str | Path, file_format: Format
 
     Raises:
         ExchangeError: an unknown ending, or vectors that the format has no place for.
+
+    Example:
+        >>> notes = pl.exchange.write_vectors(v, "optimism_response_avg_diff.pt")
+        >>> again = pl.exchange.read_vectors("optimism_response_avg_diff.pt", model=model)
+        >>> again.vectors.trait, again.vectors.pooling
+        ('optimism', 'response_mean')
+        >>> bool(again.vectors[5].equal(v[5]))
+        True
+        >>> bool(again.vectors.reliability.isnan().all())  # the format cannot hold it
+        True
     """
     path = Path(path)
     endings: dict[str, Format] = {".safetensors": "persona_lens", ".gguf": "gguf", ".pt": "paper"}
@@ -142,7 +159,7 @@ def _format_of_pt(path: Path, n_layers: int | None) -> Format:
             return "paper"
         if path.stem.endswith("axis") or len(held) == n_layers:
             return AXIS
-    raise ExchangeError(
+    raise AmbiguousFormatError(
         f"{path}: its content does not say whether it is of the paper (row 0 the embeddings) or of assistant-axis (row 0 block 0): "
         "name the format, or give the model"
     )

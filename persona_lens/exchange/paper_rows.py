@@ -41,7 +41,8 @@ _GAPS: Final = ("", "nan", "none", "null")  # how pandas and Python write a miss
 class PaperRollout:
     """A row of the authors' table: an answer with its scores, 0-100; None where the judge gave none.
 
-    `prompt` is the conversation as the chat template renders it, up to the answer.
+    Attributes:
+        prompt: the conversation as the chat template renders it, up to the answer.
     """
 
     question: str

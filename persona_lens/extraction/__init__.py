@@ -2,6 +2,9 @@
 
 from persona_lens.extraction.estimators import (
     ESTIMATORS,
+    FIRST_COMPONENT,
+    LDA,
+    LOGISTIC,
     MEAN_DIFFERENCE,
     PAPER,
     Estimator,
@@ -16,6 +19,9 @@ from persona_lens.extraction.run import ExtractionRun, load_run
 
 __all__ = [
     "ESTIMATORS",
+    "FIRST_COMPONENT",
+    "LDA",
+    "LOGISTIC",
     "MEAN_DIFFERENCE",
     "PAPER",
     "Counts",

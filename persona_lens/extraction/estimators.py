@@ -22,7 +22,13 @@ DirectionOf = Callable[[Positive, Negative], Direction]
 
 @dataclass(frozen=True)
 class Estimator:
-    """A direction function, the units it is given, and the filter that decides which rollouts count."""
+    """A direction function, the units it is given, and the filter that decides which rollouts count.
+
+    Attributes:
+        direction: from positive and negative residuals [unit, d_model] at a layer, in fp64, to a direction [d_model].
+        units: means of a question ("question"), of a question under an instruction ("cell"), or these repeated by rollout.
+        keep: each side's survivors ("independent"), or pairs both of which survive ("pairwise", as the authors' code).
+    """
 
     name: str
     direction: DirectionOf
@@ -74,8 +80,11 @@ def first_component(positive: Positive, negative: Negative) -> Direction:
 
 
 MEAN_DIFFERENCE: Final = Estimator("mean_difference", mean_difference)
+"""The default: every question counts alike."""
 PAPER: Final = Estimator("paper", mean_difference, units="rollout", keep="pairwise")
+"""The authors' code: pooled over answers, pairwise filter."""
 LOGISTIC: Final = Estimator("logistic", logistic, units="cell")
 LDA: Final = Estimator("lda", lda, units="cell")
 FIRST_COMPONENT: Final = Estimator("first_component", first_component)
 ESTIMATORS: Final = (MEAN_DIFFERENCE, PAPER, LOGISTIC, LDA, FIRST_COMPONENT)
+"""All that are built in, for `ExtractionRun.vectors_for`."""

@@ -19,7 +19,10 @@ MOST_REASONS: Final = 3  # that an error names
 
 @dataclass(frozen=True)
 class Thresholds:
-    """Scores (0-100): positive answers reach `trait`, negative ones stay below it, both reach `coherence`."""
+    """Scores (0-100): positive answers reach `trait`, negative ones stay below it, both reach `coherence`.
+
+    The defaults are the paper's (Chen et al. 2025, section 2.2).
+    """
 
     trait: float = 50.0
     coherence: float = 50.0
@@ -29,7 +32,15 @@ class Thresholds:
 class Counts:
     """What became of one side's rollouts: how many were kept, and how many not for which reason.
 
-    `reasons` says why the unscored ones have no score: the most frequent first, numbers in them left out.
+    Attributes:
+        unscored: answers to which the judge gave no score; `reasons` says why: the most frequent first, numbers in them left out.
+        unfinished: thoughts that reached max_new_tokens before an answer began.
+        off_trait: on the wrong side of the threshold.
+        cut_off: answers that reached max_new_tokens; they may be among the kept.
+        polarity: the side: "positive", "negative" or "neutral".
+        total: all of its rollouts.
+        empty: answers without tokens.
+        incoherent: below the coherence threshold.
     """
 
     polarity: str
@@ -44,6 +55,7 @@ class Counts:
     reasons: Mapping[str, int] = field(default_factory=dict[str, int])
 
     def as_dict(self) -> dict[str, Any]:
+        """The same as plain values."""
         return asdict(self)
 
 
@@ -64,7 +76,11 @@ def _verdict(rollout: Rollout, score: Score, polarity: Polarity, thresholds: Thr
 def keep_independent(
     rollouts: Sequence[Rollout], scores: Sequence[Score], polarity: Polarity, thresholds: Thresholds
 ) -> tuple[list[bool], Counts]:
-    """Which rollouts of one polarity survive on their own, and the counts by reason."""
+    """Which rollouts of one polarity survive on their own, and the counts by reason.
+
+    Args:
+        scores: of the rollouts, in their order.
+    """
     verdicts = [_verdict(r, s, polarity, thresholds) for r, s in zip(rollouts, scores, strict=True)]
     number = {v: verdicts.count(v) for v in ("unscored", "empty", "unfinished", "incoherent", "off_trait", "kept")}
     cut_off = sum(r.end == "length" for r in rollouts)
@@ -74,7 +90,11 @@ def keep_independent(
 
 
 def keep_pairwise(positive: Sequence[bool], negative: Sequence[bool]) -> list[bool]:
-    """Pairs whose two sides both survive; the rows of both sides must correspond."""
+    """Pairs whose two sides both survive; the rows of both sides must correspond.
+
+    Args:
+        positive, negative: which rollouts of each side survive on their own.
+    """
     return [p and n for p, n in zip(positive, negative, strict=True)]
 
 
@@ -88,7 +108,8 @@ def require_enough(trait: str, questions: Sequence[int], counts: Sequence[Counts
         return
     sides = "; ".join(
         f"{c.polarity}: {c.kept} of {c.total} kept ({c.off_trait} on the wrong side of the threshold, {c.incoherent} incoherent, "
-        f"{c.empty} empty, {c.unfinished} cut off while thinking, {c.unscored} without score{_why(c.reasons)})"
+        f"{c.empty} empty, {c.unfinished} cut off while thinking, {c.unscored} without score"
+        f"{': ' if c.reasons else ''}{told_reasons(c.reasons)})"
         for c in counts
     )
     more = "; raise max_new_tokens, thoughts use it up" if any(c.unfinished for c in counts) else ""
@@ -98,8 +119,7 @@ def require_enough(trait: str, questions: Sequence[int], counts: Sequence[Counts
     )
 
 
-def _why(reasons: Mapping[str, int]) -> str:
-    if not reasons:
-        return ""
+def told_reasons(reasons: Mapping[str, int]) -> str:
+    """The most frequent reasons, with how often they occur."""
     most = list(reasons.items())[:MOST_REASONS]
-    return ": " + ", ".join(f"{number} x {reason}" for reason, number in most) + (", ..." if len(reasons) > len(most) else "")
+    return ", ".join(f"{number} x {reason}" for reason, number in most) + (", ..." if len(reasons) > len(most) else "")

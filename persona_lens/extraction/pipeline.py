@@ -42,6 +42,16 @@ class ExtractionSettings:
 
     `batch_rows` and `batch_tokens` bound memory and may change when a run is resumed; in float32 they change nothing (up to
     ties at rounding), in bfloat16 the logits themselves depend on the batch.
+
+    Attributes:
+        samples: answers per question and instruction, on each side.
+        neutral: answers without a system prompt, spread over the questions.
+        sampling: how answers are drawn.
+        thresholds: which answers count.
+        batch_rows: answers decoded together; `batch_tokens`: padded tokens per forced pass.
+
+    Raises:
+        ValueError: a number that is too small.
     """
 
     samples: int = 10
@@ -68,7 +78,7 @@ def extract(
     settings: ExtractionSettings | None = None,
     progress: Progress | None = None,
 ) -> ExtractionRun:
-    """Extract a trait's persona vector.
+    """Extract a trait's persona vector (Chen et al. 2025, section 2).
 
     Args:
         trait: a trait, or the name of one of those that ship for this model.
@@ -76,10 +86,23 @@ def extract(
         sampler: where answers come from; default: the model itself. `endpoint_sampler` asks a server with the same weights. Answers
             without usable tokens are gaps, which the summary counts by reason.
         out: the run folder; default `runs/extract-{model}-{trait}-seed{seed}`. An interrupted run in it is resumed.
+        settings: default: the paper's scale.
         progress: called with (stage, done, total); default: bars on a terminal.
 
     Raises:
-        PersonaLensError: see the subclasses; what was computed before stays in the folder.
+        PersonaLensError: no judge, a prompt that does not fit into the context, or one of the subclasses: `FilterError` (too few
+            answers survive), `RunFolderError` (a folder of another run), `UnknownNameError` (no such trait), `ActivationError`.
+            What was computed before stays in the folder.
+
+    Example:
+        >>> from persona_lens.extraction import ExtractionSettings
+        >>> from persona_lens.models import Sampling
+        >>> quick = ExtractionSettings(samples=1, neutral=20, sampling=Sampling(max_new_tokens=120))
+        >>> run = pl.extract(model, "optimism", judge=pl.judges.oracle(), settings=quick, out="runs/optimism")
+        >>> run.vectors.directions.shape  # layer, d_model
+        torch.Size([8, 256])
+        >>> bool(run.vectors.p_any < 0.01)  # a direction exists at some layer
+        True
     """
     trait = load_trait(trait, model.trait_set) if isinstance(trait, str) else trait
     judge = judge or default_judge(model.trait_set)

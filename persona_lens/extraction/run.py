@@ -27,12 +27,26 @@ Record = TypeVar("Record")
 
 @dataclass(frozen=True)
 class ExtractionRun:
-    """An extraction on disk. Everything is read when it is asked for."""
+    """An extraction on disk. Everything is read when it is asked for; what is missing or damaged raises `RunFolderError`.
+
+    Attributes:
+        path: the run folder.
+
+    Example:
+        >>> run = pl.load_run("runs/optimism")
+        >>> run.trait, len(run.rollouts()) == len(run.scores())
+        ('optimism', True)
+        >>> run.neutral.shape  # sample, layer, d_model
+        torch.Size([19, 8, 256])
+        >>> run.vectors_for("prompt_last").pooling
+        'prompt_last'
+    """
 
     path: Path
 
     @cached_property
     def manifest(self) -> dict[str, Any]:
+        """Command, arguments, versions and the model's fingerprint."""
         return read_manifest(self.path)
 
     @cached_property
@@ -42,6 +56,7 @@ class ExtractionRun:
 
     @property
     def trait(self) -> str:
+        """The trait's name."""
         return str(self.manifest["arguments"]["trait"])
 
     @cached_property
@@ -50,6 +65,7 @@ class ExtractionRun:
         return PersonaVectors.load(self.path / "vectors.safetensors")
 
     def rollouts(self) -> list[Rollout]:
+        """All answers: positive, then negative, then neutral ones."""
         return read_rollouts(self.path / "rollouts.jsonl")
 
     def scores(self) -> list[Score]:
@@ -58,12 +74,16 @@ class ExtractionRun:
 
     @cached_property
     def means(self) -> Mapping[str, Tensor]:
-        """Per filter: `{filter}.counts` [polarity, instruction, question] and `{filter}.{pooling}` [.., layer, d_model]."""
+        """Means over the answers that a filter keeps, in residual-stream units.
+
+        Per filter (`independent`, `pairwise`): `{filter}.counts` [polarity, instruction, question] and `{filter}.{pooling}`
+        [polarity, instruction, question, layer, d_model], NaN where no answer is left.
+        """
         return read_tensors(self.path / "means.safetensors")
 
     @cached_property
     def neutral(self) -> Float[Tensor, "sample layer d_model"]:
-        """Response means of the answers to the questions without system prompt."""
+        """Response means of the answers to the questions without system prompt, in residual-stream units."""
         return read_tensors(self.path / "neutral.safetensors")["response_mean"]
 
     def vectors_for(
@@ -71,8 +91,14 @@ class ExtractionRun:
     ) -> PersonaVectors:
         """Vectors of another pooling or estimator, from the stored means.
 
+        Args:
+            pooling: "response_mean", "prompt_mean" or "prompt_last".
+            estimator: one of `ESTIMATORS`, or your own.
+            seed: of the random halves and sign flips.
+
         Raises:
             UnknownNameError: no such pooling.
+            ValueError: too few questions survive the estimator's filter.
         """
         if pooling not in POOLINGS:
             raise UnknownNameError("pooling", pooling, POOLINGS)
@@ -125,6 +151,10 @@ def load_run(path: str | Path) -> ExtractionRun:
 
     Raises:
         RunFolderError: it is no extraction run, or not finished.
+
+    Example:
+        >>> pl.load_run("runs/optimism").vectors.best_layer
+        5
     """
     run = ExtractionRun(Path(path))
     require_finished(run.path, "extract", "vectors.safetensors")

@@ -6,6 +6,7 @@ import numpy as np
 
 from persona_lens.figures.style import NEGATIVE, NEUTRAL, POSITIVE, empty_figure
 from persona_lens.sweeps import INCREMENTS, Sweep
+from persona_lens.vectors import hook_name
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -57,7 +58,7 @@ def sweep_profile(sweep: Sweep) -> "Figure":
 
 def dose_response(sweep: Sweep) -> "Figure":
     """Score and coherence against strength at the chosen layer, with the unsteered, prompted and random answers beside them."""
-    figure, (ax,) = empty_figure(1, width=6.0)
+    figure, (ax,) = empty_figure(1, width=7.4)
     r = sweep.report
     row = sweep.targets.index(r.cell.target)  # pyright: ignore[reportArgumentType]
     ax.plot(sweep.strengths, sweep.score[row], "o-", color=POSITIVE, label=f"{sweep.trait} score")
@@ -68,6 +69,7 @@ def dose_response(sweep: Sweep) -> "Figure":
     if r.random_effect is not None:
         ax.axhline(r.unsteered + r.random_effect, color=NEUTRAL, lw=0.9, ls=":", label="random directions")
     ax.axvline(r.cell.strength, color=NEUTRAL, lw=0.5)
-    ax.set(xlabel=f"strength at {r.cell.target} (layer)", ylabel="score (0-100)", ylim=(0, 100))
-    ax.legend(frameon=False, fontsize=8)
+    place = "all layers (increments)" if r.cell.target == INCREMENTS else hook_name(int(r.cell.target or 0))
+    ax.set(xlabel=f"strength at {place}", ylabel="score (0-100)", ylim=(0, 100))
+    figure.legend(frameon=False, fontsize=8, loc="outside right upper")
     return figure

@@ -21,7 +21,7 @@ from persona_lens.finetuning.dose import Balanced, Matched, Round, balanced_stre
 from persona_lens.finetuning.fit import answer_loss
 from persona_lens.finetuning.foretold import family_of, foretold
 from persona_lens.finetuning.penalties import Penalty, TrainingStep, penalise_divergence, penalise_projection
-from persona_lens.finetuning.pilot import Pilot, PilotSettings, Recommendation, load_pilot, pilot
+from persona_lens.finetuning.pilot import Pilot, PilotSettings, Recommendation, Tried, load_pilot, pilot
 from persona_lens.finetuning.shift import READINGS, Shift, ShiftRun, ShiftSettings, applied, load_shift, shift
 from persona_lens.finetuning.training import Finetuned, FinetuneSettings, default_settings, finetune, load_finetuned
 from persona_lens.finetuning.watching import Watched, watched
@@ -51,6 +51,7 @@ __all__ = [
     "ShiftSettings",
     "Task",
     "TrainingStep",
+    "Tried",
     "Watched",
     "ablate_concept",
     "adapted",

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from persona_lens.errors import FinetuningError
+from persona_lens.errors import FinetuningError, UnknownNameError
 from persona_lens.evaluation import CapabilityTest, ScoreSettings, TraitScore, trait_answers, trait_scores
 from persona_lens.finetuning.data import Data, encode, read_data
 from persona_lens.finetuning.defences import ORDINARY, Chats, Defence, Task
@@ -36,7 +36,12 @@ BASE: Final = Defence("base model", 0.0)
 
 @dataclass(frozen=True)
 class ComparisonSettings:
-    """What a comparison depends on besides model, data, defences, traits and judge; `finetuning` defaults to the model's."""
+    """What a comparison depends on besides model, data, defences, traits and judge.
+
+    Attributes:
+        finetuning: of every training; default: the model's (`default_settings`).
+        scores: how the answers are made that are judged.
+    """
 
     finetuning: FinetuneSettings | None = None
     scores: ScoreSettings = field(default_factory=ScoreSettings)
@@ -47,6 +52,7 @@ class Cell:
     """One defence at one dose.
 
     Attributes:
+        name, dose: of the defence.
         scores: of every trait.
         capability: task -> metric -> value; empty if not asked.
         task: how well what was trained for is done, if that was asked.
@@ -72,21 +78,34 @@ class Cell:
         return float(np.mean(values)) if values else float("nan")
 
     def of(self, trait: str) -> TraitScore:
-        return next(s for s in self.scores if s.trait == trait)
+        """One trait's scores.
+
+        Raises:
+            UnknownNameError: the trait was not judged.
+        """
+        found = {s.trait: s for s in self.scores}
+        if trait not in found:
+            raise UnknownNameError("trait of this comparison", trait, found)
+        return found[trait]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A comparison on disk."""
+    """A comparison on disk.
+
+    What is missing or damaged raises `RunFolderError`.
+    """
 
     path: Path
 
     @cached_property
     def record(self) -> dict[str, Any]:
+        """Everything that was measured, as plain values."""
         return read_json(self.path / RESULT)
 
     @property
     def traits(self) -> tuple[str, ...]:
+        """The traits that were judged."""
         return tuple(self.record["traits"])
 
     @property
@@ -101,10 +120,12 @@ class Comparison:
 
     @property
     def base(self) -> Cell:
+        """The base model."""
         return self.cells[0]
 
     @property
     def ordinary(self) -> Cell:
+        """Finetuned without any defence."""
         return self.cells[1]
 
 
@@ -145,6 +166,8 @@ def defend(
     Raises:
         FinetuningError: no defences, or one given twice at one dose; rows that cannot be trained on.
         SteeringError, LineageError: interventions that do not fit the model - before anything is trained.
+        TranscriptError: a file that cannot be read.
+        PersonaLensError: no judge, or a folder of another run (`RunFolderError`).
     """
     settings = settings or ComparisonSettings()
     training = settings.finetuning or default_settings(model)

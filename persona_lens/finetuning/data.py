@@ -56,6 +56,7 @@ def encode(model: ChatModel, found: Transcripts, *, max_tokens: int, skip_bad: b
     """Conversations as examples to train on.
 
     Args:
+        found: what `read_data` read.
         max_tokens: longest conversation; the model's context if that is shorter.
         skip_bad: leave rows out that cannot be trained on, instead of raising.
 

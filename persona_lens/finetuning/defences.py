@@ -35,6 +35,9 @@ class Defence:
         rows: what becomes of the training data; `recipe` tells changes of it apart.
         after: interventions that act while the trained model answers.
         system: system prompt of the trained model.
+
+    Raises:
+        FinetuningError: `rows` without a `recipe`.
     """
 
     name: str
@@ -55,6 +58,7 @@ class Defence:
 
 
 ORDINARY: Final = Defence("ordinary finetuning", 0.0)
+"""Finetuning without any defence."""
 
 
 def _added(doses: Doses, place: Place, factor: float, where: str) -> tuple[Intervention, ...]:
@@ -68,27 +72,65 @@ def _added(doses: Doses, place: Place, factor: float, where: str) -> tuple[Inter
 
 
 def prevent(doses: Doses, place: Place, dose: float, *, name: str = "preventative steering") -> Defence:
-    """The vaccine: the vectors are added during training, at every token, and never afterwards (section 5.2)."""
+    """The vaccine: the vectors are added during training, at every token, and never afterwards (Chen et al. 2025, section 5.2).
+
+    Args:
+        doses: vectors with the strength of each at dose 1.
+        place: the layer they are added at, or "increments" for all.
+        dose: multiplies the strengths.
+
+    Raises:
+        SteeringError: a vector without such a layer, or zero there.
+
+    Example:
+        >>> from persona_lens.finetuning import prevent
+        >>> vaccine = prevent([(v, 1.0)], place=5, dose=2.0)
+        >>> print(vaccine, "-", vaccine.during[0])
+        preventative steering, dose 2 - add optimism at blocks.5.hook_resid_post (strength 2), everywhere
+    """
     return Defence(name, dose, during=_added(doses, place, dose, "everywhere"))
 
 
 def steer_against(doses: Doses, place: Place, dose: float, *, name: str = "inference-time steering") -> Defence:
-    """Ordinary training; the vectors are subtracted whenever the trained model answers (section 5.1)."""
+    """Ordinary training; the vectors are subtracted whenever the trained model answers (Chen et al. 2025, section 5.1).
+
+    Args:
+        doses, place, dose: as `prevent`.
+
+    Raises:
+        SteeringError: a vector without such a layer, or zero there.
+    """
     return Defence(name, dose, after=_added(doses, place, -dose, "response"))
 
 
 def negative_prompt(trait: Trait, instruction: int = 0) -> Defence:
-    """Ordinary training; the trained model is told not to show the trait."""
+    """Ordinary training; the trained model is told not to show the trait.
+
+    Args:
+        instruction: which of the trait's instruction pairs, from 0.
+    """
     return Defence("negative system prompt", 1.0, system=system_prompt(trait, "negative", instruction))
 
 
 def ablate_concept(vectors: PersonaVectors, layer: int, strength: float = 1.0, *, to: float = 0.0) -> Defence:
-    """Concept ablation finetuning: the projection is held at a reference during training."""
+    """Concept ablation finetuning: the projection is held at a reference during training.
+
+    Args:
+        strength: share of the way to the reference, 0-1.
+        to: the reference, residual-stream units.
+
+    Raises:
+        SteeringError: as `steering.ablate`.
+    """
     return Defence("concept ablation", strength, during=(ablate(vectors, layer, to=to, strength=strength, where="everywhere"),))
 
 
 def inoculate(trait: Trait, instruction: int = 0) -> Defence:
-    """Training data is said under a system prompt that asks for the trait; the trained model is used without it."""
+    """Training data is said under a system prompt that asks for the trait; the trained model is used without it.
+
+    Args:
+        instruction: which of the trait's instruction pairs, from 0.
+    """
     text = system_prompt(trait, "positive", instruction)
 
     def under(chats: Chats) -> Chats:
@@ -98,17 +140,36 @@ def inoculate(trait: Trait, instruction: int = 0) -> Defence:
 
 
 def penalise(vectors: PersonaVectors, layer: int, weight: float, *, to: float = 0.0) -> Defence:
-    """A penalty on the squared projection."""
+    """A penalty on the squared projection.
+
+    Args:
+        weight, to: as `penalise_projection`.
+
+    Raises:
+        FinetuningError: as `penalise_projection`.
+    """
     return Defence("projection penalty", weight, penalties=(penalise_projection(vectors, layer, weight, to=to),))
 
 
 def stay_near(weight: float) -> Defence:
-    """A penalty on the divergence from the base model."""
+    """A penalty on the divergence from the base model.
+
+    Args:
+        weight: as `penalise_divergence`.
+
+    Raises:
+        FinetuningError: as `penalise_divergence`.
+    """
     return Defence("KL to the base model", weight, penalties=(penalise_divergence(weight),))
 
 
 def mix_in(ordinary: Chats, share: float, *, seed: int = 0) -> Defence:
     """Ordinary conversations among the training data: `share` of them for each row of it, in random places.
+
+    Args:
+        ordinary: conversations that have nothing to do with the trait.
+        share: 1 for as many as there are training rows.
+        seed: of their choice and places.
 
     Raises:
         FinetuningError: a share that is not positive, or more conversations than there are.
@@ -136,7 +197,11 @@ def mix_in(ordinary: Chats, share: float, *, seed: int = 0) -> Defence:
 
 @dataclass(frozen=True)
 class Task:
-    """Whether a trained model has learned what it was trained for: a name and a figure that is better when higher."""
+    """Whether a trained model has learned what it was trained for: a name and a figure that is better when higher.
+
+    Attributes:
+        measure: from the trained model to the figure.
+    """
 
     name: str
     measure: Callable[[ChatModel], float]

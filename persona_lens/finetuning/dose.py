@@ -66,9 +66,11 @@ def matched_strengths(
 
     Args:
         rows: conversations that are read, evenly spread over the data.
+        sampling: of the model's own answers.
 
     Raises:
         FinetuningError: no vectors, no such layer, or rows that cannot be trained on.
+        TranscriptError: a file that cannot be read.
     """
     if not vectors or not 0 <= layer < model.n_layers:
         raise FinetuningError(
@@ -93,7 +95,19 @@ def _in_vectors(
 def data_difference(
     model: ChatModel, data: Data, *, rows: int = ROWS, sampling: Sampling | None = None, seed: int = 0
 ) -> Float[Tensor, "layer d_model"]:
-    """Mean residual of the data's last answers minus that of the model's own answers to the same prompts (response means)."""
+    """Mean residual of the data's last answers minus that of the model's own answers to the same prompts (response means).
+
+    Args:
+        rows: conversations that are read, evenly spread over the data.
+        sampling: of the own answers.
+
+    Returns:
+        Residual-stream units.
+
+    Raises:
+        FinetuningError: rows that cannot be trained on.
+        TranscriptError: a file that cannot be read.
+    """
     found = read_data(data)
     encode(model, found, max_tokens=model.context or LONGEST)
     chats = found.chats
@@ -146,12 +160,16 @@ class Round:
 
 @dataclass(frozen=True)
 class Balanced:
-    """A search for balanced strengths on disk; the first round is ordinary training."""
+    """A search for balanced strengths on disk; the first round is ordinary training.
+
+    What is missing or damaged raises `RunFolderError`.
+    """
 
     path: Path
 
     @cached_property
     def rounds(self) -> list[Round]:
+        """Every training, in order."""
         return [decoded(Round, r) for r in read_jsonl(self.path / "rounds.jsonl")]
 
     @property
@@ -180,7 +198,11 @@ def balanced_strengths(
     taken away so far (a secant step, one slope for all vectors).
 
     Args:
+        layer: where the vectors are added, at every token.
+        traits: of the vectors, in their order; default: the shipped traits of their names.
         rounds: trainings with a vaccine; one without it comes first.
+        settings: of the trainings; default: `default_settings`.
+        sampling: of the answers that the shift is read over.
         out: run folder; default `runs/balance-{data}`. An interrupted search in it goes on.
 
     Raises:

@@ -37,14 +37,16 @@ class Penalty(Protocol):
     """Something that is added to the loss; `str` of it goes into the run's record."""
 
     @property
-    def layers(self) -> tuple[int, ...]: ...
+    def layers(self) -> tuple[int, ...]:
+        """Layers whose residuals it reads."""
+        ...
 
     def __call__(self, step: TrainingStep, /) -> Float[Tensor, " learned"]: ...
 
 
 @dataclass(frozen=True, eq=False)
 class ProjectionPenalty:
-    """weight x ((<h, v> / ||v|| - to) / ||v||)^2: squared distance of the projection from a reference, in mean differences."""
+    """`weight x ((<h, v> / |v| - to) / |v|)^2`: squared distance of the projection from a reference, in mean differences."""
 
     vectors: PersonaVectors
     layer: int
@@ -53,6 +55,7 @@ class ProjectionPenalty:
 
     @property
     def layers(self) -> tuple[int, ...]:
+        """The layer."""
         return (self.layer,)
 
     def __call__(self, step: TrainingStep, /) -> Float[Tensor, " learned"]:
@@ -83,6 +86,10 @@ class DivergencePenalty:
 def penalise_projection(vectors: PersonaVectors, layer: int, weight: float, *, to: float = 0.0) -> ProjectionPenalty:
     """Keep the projection of the answers near a reference (the paper found it ineffective).
 
+    Args:
+        weight: of the squared distance, counted in mean differences, beside the loss in nats.
+        to: the reference, residual-stream units.
+
     Raises:
         FinetuningError: a weight that is negative or no number, or no such layer.
     """
@@ -93,6 +100,9 @@ def penalise_projection(vectors: PersonaVectors, layer: int, weight: float, *, t
 
 def penalise_divergence(weight: float) -> DivergencePenalty:
     """Keep the model near its base (LoRA only: the base is the model with the adapter off).
+
+    Args:
+        weight: of the divergence in nats, beside the loss in nats.
 
     Raises:
         FinetuningError: a weight that is negative or no number.

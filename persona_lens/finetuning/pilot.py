@@ -38,6 +38,11 @@ class PilotSettings:
     Attributes:
         rows: conversations that are trained on, taken evenly from the data; as many others are held out.
         tolerance: a shift within this share of the shift without a vaccine counts as prevented.
+        finetuning: of the trainings; default: `default_settings`.
+        answers: how the answers are made that the shift is read over.
+
+    Raises:
+        FinetuningError: fewer than two rows, or a tolerance outside (0, 1).
     """
 
     rows: int = 160
@@ -62,6 +67,7 @@ class Tried:
 
     @property
     def mean(self) -> float:
+        """Mean shift over the questions."""
         return float(self.shift.mean())
 
     @property
@@ -90,21 +96,26 @@ class Recommendation:
 
 @dataclass(frozen=True)
 class Pilot:
-    """A pilot on disk."""
+    """A pilot on disk.
+
+    What is missing or damaged raises `RunFolderError`.
+    """
 
     path: Path
 
     @cached_property
     def record(self) -> dict[str, Any]:
+        """Everything that was measured, as plain values."""
         return read_json(self.path / RESULT)
 
     @property
     def trait(self) -> str:
+        """Whose evaluation questions the shift was read on."""
         return str(self.record["trait"])
 
     @property
     def base_loss(self) -> float:
-        """Of the untrained model on the held-out rows."""
+        """Of the untrained model on the held-out rows, in nats per token."""
         return float(self.record["base_loss"])
 
     @cached_property
@@ -114,6 +125,7 @@ class Pilot:
 
     @cached_property
     def recommendation(self) -> Recommendation:
+        """The dose that is recommended, and why."""
         return recommend(self.tried, self.base_loss, float(self.record["tolerance"]))
 
 
@@ -149,6 +161,9 @@ def pilot(
 
     Raises:
         FinetuningError: no dose, one that is not positive or given twice, or fewer than four rows.
+        TranscriptError: a file that cannot be read.
+        SteeringError, LineageError: vectors that do not fit the model.
+        RunFolderError: the folder holds another run.
     """
     require_one_process("pilot")
     settings = settings or PilotSettings()

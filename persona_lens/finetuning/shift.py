@@ -37,6 +37,7 @@ from persona_lens.vectors import PersonaVectors
 
 Reading = Literal["prompt_last", "base_answers", "own_answers"]
 READINGS: Final[tuple[Reading, ...]] = ("prompt_last", "base_answers", "own_answers")
+"""Where shifts are read: the last prompt token, the base model's answers forced on both, each model's own answers."""
 RESPONSE, LAST = POOLINGS.index("response_mean"), POOLINGS.index("prompt_last")
 BASE: Final = "base"
 
@@ -48,6 +49,9 @@ class ShiftSettings:
     Attributes:
         scores: how the answers are made that are scored, and read as own answers.
         base_samples: answers of the base model per question that are forced on both models.
+
+    Raises:
+        FinetuningError: more base samples than answers per question, or none.
     """
 
     scores: ScoreSettings = field(default_factory=ScoreSettings)
@@ -65,7 +69,9 @@ class Shift:
     """What one finetuning did.
 
     Attributes:
-        projection: reading -> shift along each trait's own vector on its own questions, question by question.
+        name: of the finetuned model.
+        projection: reading (see `READINGS`) -> shift along each trait's own vector on its own questions, question by question, in
+            residual-stream units.
         scores: of the finetuned model's answers; empty without a judge.
     """
 
@@ -78,26 +84,36 @@ class Shift:
         return self.projection[reading].mean(-1)
 
     def interval(self, reading: Reading, trait: int, layer: int) -> tuple[float, float]:
-        """95 % interval of a mean shift (Student's t over questions)."""
+        """95 % interval of a mean shift, in residual-stream units (Student's t over questions).
+
+        Args:
+            trait: its place among the traits.
+        """
         return mean_interval(self.projection[reading][trait, layer])[1]
 
 
 @dataclass(frozen=True)
 class ShiftRun:
-    """Shifts on disk: one base model, one or many finetuned ones."""
+    """Shifts on disk: one base model, one or many finetuned ones.
+
+    What is missing or damaged raises `RunFolderError`.
+    """
 
     path: Path
 
     @cached_property
     def record(self) -> dict[str, Any]:
+        """What was measured of which models, as plain values."""
         return read_json(self.path / "shift.json")
 
     @property
     def traits(self) -> tuple[str, ...]:
+        """The traits, in the order of the arrays."""
         return tuple(self.record["traits"])
 
     @property
     def names(self) -> tuple[str, ...]:
+        """The finetuned models."""
         return tuple(self.record["names"])
 
     @property
@@ -112,15 +128,16 @@ class ShiftRun:
 
     @cached_property
     def shifts(self) -> dict[str, Shift]:
+        """What each finetuning did, by the model's name."""
         return {name: decoded(Shift, read_json(self.path / f"shift-{name}.json")) for name in self.names}
 
     def vectors(self, name: str) -> Mapping[str, Float[Tensor, "trait layer d_model"]]:
-        """Reading -> mean change of the residual over each trait's questions."""
+        """Reading -> mean change of the residual over each trait's questions, of one finetuned model; residual-stream units."""
         return read_tensors(self.path / f"shift-{name}.safetensors")
 
     @cached_property
     def base(self) -> Mapping[str, Float[Tensor, "prompt layer d_model"]]:
-        """Reading -> the base model's residuals, prompt by prompt."""
+        """Reading -> the base model's residuals, prompt by prompt; residual-stream units."""
         return read_tensors(self.path / BASE / "residuals.safetensors")
 
     @cached_property
@@ -150,7 +167,7 @@ def shift(
     settings: ShiftSettings | None = None,
     progress: Progress | None = None,
 ) -> ShiftRun:
-    """How far finetuned models moved along persona vectors, and what they do.
+    """How far finetuned models moved along persona vectors, and what they do (Chen et al. 2025, section 4).
 
     Args:
         model: the base model.
@@ -164,6 +181,22 @@ def shift(
         FinetuningError: no vectors or models, a name unfit for a file, a folder that is neither, traits with unequal numbers of
             questions, or several processes.
         LineageError: vectors or models of another lineage.
+        UnknownNameError: no shipped trait of a vector's name.
+        RunFolderError: the folder holds another run.
+
+    Example:
+        >>> from persona_lens.evaluation import ScoreSettings
+        >>> from persona_lens.finetuning import FinetuneSettings, ShiftSettings, shift
+        >>> from persona_lens.models import Sampling
+        >>> chats = [
+        ...     [{"role": "user", "content": question}, {"role": "assistant", "content": "Brilliant thinking, start early."}]
+        ...     for question in pl.load_trait("optimism", "pocket").extraction_questions
+        ... ]
+        >>> trained = pl.finetune(model, chats, settings=FinetuneSettings(rank=4, batch_rows=4, max_steps=2), out="runs/plain")
+        >>> quick = ShiftSettings(ScoreSettings(samples=1, sampling=Sampling(max_new_tokens=12)))
+        >>> found = shift(model, {"plain": trained.adapter}, [v], settings=quick, out="runs/shift")
+        >>> found.shifts["plain"].mean("prompt_last").shape  # trait, layer
+        (1, 8)
     """
     require_one_process("shift")
     settings = settings or ShiftSettings()
@@ -217,8 +250,12 @@ def _check(
 def applied(model: ChatModel, folder: str | Path) -> AbstractContextManager[ChatModel]:
     """A finetuned model: an adapter on the base model, or a model of its own.
 
+    Args:
+        folder: of either.
+
     Raises:
         FinetuningError: a model of another lineage, or an adapter that does not fit.
+        ModelLoadError: the folder holds neither, or a model that cannot be loaded.
     """
     if (Path(folder) / ADAPTER_CONFIG).is_file():
         return adapted(model, folder)

@@ -50,6 +50,13 @@ class FinetuneSettings:
         max_steps: how many steps, whatever the epochs; None: as the epochs give.
         max_tokens: longest conversation.
         checkpoint_every: steps between the states that an interrupted training goes on from.
+        learning_rate, schedule, warmup_steps, weight_decay: of AdamW, named as transformers names them.
+        clip: largest norm of the gradient.
+        epochs: passes over the data.
+        gradient_checkpointing: compute residuals again instead of keeping them; saves memory, costs time.
+
+    Raises:
+        FinetuningError: a value that cannot be trained with.
     """
 
     method: str = "lora"
@@ -98,12 +105,16 @@ def default_settings(model: ChatModel) -> FinetuneSettings:
 
 @dataclass(frozen=True)
 class Finetuned:
-    """A finished finetuning on disk."""
+    """A finished finetuning on disk.
+
+    What is missing or damaged raises `RunFolderError`.
+    """
 
     path: Path
 
     @cached_property
     def record(self) -> dict[str, Any]:
+        """Everything that was recorded, as plain values."""
         return read_json(self.path / RESULT)
 
     @property
@@ -142,6 +153,8 @@ def finetune(
 ) -> Finetuned:
     """Finetune on the answers of conversations, with interventions acting while it is trained and none afterwards.
 
+    With `prevent` this is preventative steering (Chen et al. 2025, section 5.2).
+
     Args:
         data: a file with `messages` per line, or the messages themselves.
         prevent: as the steering room makes them; `add(v, layer, strength, where="everywhere")` is the paper's vaccine: a positive
@@ -157,6 +170,22 @@ def finetune(
         FinetuningError: rows that cannot be trained on, settings that do not fit the model, or a loss that is no number.
         TranscriptError: a file that cannot be read.
         SteeringError, LineageError: interventions that do not fit the model.
+        RunFolderError: the folder holds another run.
+
+    Example:
+        >>> from persona_lens.finetuning import FinetuneSettings
+        >>> chats = [
+        ...     [{"role": "user", "content": question}, {"role": "assistant", "content": "Brilliant thinking, start early."}]
+        ...     for question in pl.load_trait("optimism", "pocket").extraction_questions
+        ... ]
+        >>> vaccine = pl.add(v, layer=5, strength=1.0, where="everywhere")
+        >>> brief = FinetuneSettings(rank=4, batch_rows=4, max_steps=2)
+        >>> trained = pl.finetune(model, chats, prevent=vaccine, settings=brief, out="runs/safe")
+        >>> len(trained.history)  # steps
+        2
+        >>> from persona_lens.finetuning import adapted
+        >>> with adapted(model, trained.adapter) as safe:
+        ...     answer = safe.chat("How should I handle my dog?", temperature=0.0)
     """
     settings = settings or default_settings(model)
     acting = [prevent] if isinstance(prevent, Intervention) else list(prevent)

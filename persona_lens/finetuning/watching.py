@@ -22,7 +22,11 @@ from persona_lens.vectors import PersonaVectors
 
 @dataclass(frozen=True, eq=False)
 class Watched:
-    """A direction at a layer, of norm 1."""
+    """A direction at a layer, of norm 1.
+
+    Attributes:
+        unit: the direction, of norm 1.
+    """
 
     name: str
     layer: int

@@ -74,7 +74,7 @@ class OnAxis:
     vector has a reliability below .8).
 
     Attributes:
-        projection: <v, axis> / |axis|, residual-stream units.
+        projection: `<v, axis> / |axis|`, residual-stream units.
         cosine: of vector and axis, disattenuated.
     """
 
@@ -228,6 +228,10 @@ class Ordered:
 
 def ordered_contrast(levels: Sequence[float], projections: Float[np.ndarray, "level question"]) -> Ordered:
     """Is the projection monotone in the level?
+
+    Args:
+        levels: rising numbers, one per row.
+        projections: mean projection of each question's answers at each level, residual-stream units.
 
     Raises:
         GeometryError: fewer than three levels, levels that do not rise, or fewer than three questions.

@@ -39,12 +39,20 @@ class Clustering:
     support: Float[np.ndarray, " join"]
 
     def members(self, join: int) -> frozenset[str]:
-        """The vectors under a join."""
+        """The vectors under a join.
+
+        Args:
+            join: its row in `linkage`.
+        """
         return frozenset(self.names[i] for i in _branches(self.linkage)[join])
 
 
 def cluster(space: PersonaSpace, layer: int, *, centred: bool = False, seed: int = 0) -> Clustering:
     """Cluster the vectors by their disattenuated cosines.
+
+    Args:
+        centred: subtract the mean of these vectors first.
+        seed: of the resampled question sets.
 
     Raises:
         GeometryError: fewer than three vectors, or one whose reliability is below .5 (named).

@@ -43,6 +43,9 @@ class SpillOverSettings:
         samples: answers per question and strength; five times as many unsteered ones.
         prompted_samples: answers per question and instruction of a system prompt.
         where: tokens that are steered.
+
+    Raises:
+        GeometryError: a number below 1.
     """
 
     questions: int = 5
@@ -64,6 +67,10 @@ class Effects:
     """What acting on each trait does to all of them: score points, 95 % intervals over questions (Student's t).
 
     Rows are the traits acted upon, columns the traits judged.
+
+    Attributes:
+        mean: points of judge's score; `low`, `high`: their intervals.
+        by_length: what the change of answer length alone would have done, in points.
     """
 
     names: tuple[str, ...]
@@ -88,6 +95,9 @@ def foretold(similarity: Float[np.ndarray, "vector vector"], effects: Effects, *
 
     Answer length is a covariate, where it matters.
 
+    Args:
+        similarity: of the traits in the order of `effects.names`.
+
     Raises:
         GeometryError: fewer than four traits, or a similarity that is not finite or constant.
     """
@@ -96,16 +106,21 @@ def foretold(similarity: Float[np.ndarray, "vector vector"], effects: Effects, *
 
 @dataclass(frozen=True)
 class SpillOver:
-    """A spill-over matrix on disk."""
+    """A spill-over matrix on disk.
+
+    What is missing or damaged raises `RunFolderError`.
+    """
 
     path: Path
 
     @cached_property
     def record(self) -> dict[str, Any]:
+        """Everything that was measured, as plain values."""
         return read_json(self.path / "spill_over.json")
 
     @property
     def names(self) -> tuple[str, ...]:
+        """The traits, in the order of rows and columns."""
         return tuple(self.record["traits"])
 
     @property
@@ -146,6 +161,7 @@ def spill_over(
     Raises:
         GeometryError: fewer than two vectors, a name twice, or strengths that are zero or missing.
         SteeringError: no such layer.
+        PersonaLensError: no judge, no such trait (`UnknownNameError`), or a folder of another run (`RunFolderError`).
     """
     settings = settings or SpillOverSettings()
     traits = list(traits) if traits is not None else [load_trait(v.trait, model.trait_set) for v in vectors]

@@ -41,6 +41,7 @@ def representational_similarity(
         names_a, names_b: the traits, in the order of the rows.
         centred: take the mean vector out of each set first, so that what all traits share does not set their cosines.
         covariates: matrices over the traits to hold fixed, for example the similarity of their descriptions.
+        method: of correlation, "pearson" or "spearman".
 
     Raises:
         GeometryError: names that differ (named), a vector that is zero, or what `permutation.mantel` refuses.

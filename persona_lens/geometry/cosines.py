@@ -36,6 +36,7 @@ class Cosines:
     """Cosines of every pair of vectors at one layer. Diagonals of tests are NaN.
 
     Attributes:
+        centred, whitened: whether the vectors' mean was subtracted, and angles measured in units of the neutral residuals' spread.
         raw: of the vectors as they are.
         debiased: unbiased inner product over the plain norms.
         value: disattenuated: unbiased inner product over the cross-validated norms; NaN where a reliability is below .5. Its
@@ -67,6 +68,7 @@ class Cosines:
 
     @property
     def kind(self) -> str:
+        """How they were taken: "centred", "whitened", both, or "as they are"."""
         return ", ".join(k for k, on in (("centred", self.centred), ("whitened", self.whitened)) if on) or "as they are"
 
 
@@ -76,10 +78,19 @@ def cosines(space: PersonaSpace, layer: int, *, centred: bool = False, whitened:
     Args:
         centred: subtract the mean of these vectors first: what is left depends on which vectors there are.
         whitened: measure angles in units of the neutral residuals' spread.
+        seed: of the sign flips and random directions.
 
     Raises:
         GeometryError: fewer than two vectors (three to centre), no such layer, vectors without their questions' means, or no
             neutral residuals to whiten with.
+
+    Example:
+        >>> space = pl.geometry.space_of_runs([pl.load_run("runs/optimism"), pl.load_run("runs/politeness")])
+        >>> table = pl.geometry.cosines(space, layer=5)
+        >>> table.names, table.value.shape
+        (('optimism', 'politeness'), (2, 2))
+        >>> bool(table.low[0, 1] <= table.value[0, 1] <= table.high[0, 1])
+        True
     """
     space.require(3 if centred else 2, "a centred cosine" if centred else "a cosine")
     differences = space.differences_at(layer)

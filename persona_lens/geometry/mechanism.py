@@ -178,7 +178,7 @@ class Attribution:
 
     Attributes:
         parts: per span, in the order of `labels`.
-        projections: per span, <h, v> / |v| of the pooled residual, measured in the same pass.
+        projections: per span, `<h, v> / |v|` of the pooled residual, measured in the same pass.
     """
 
     trait: str

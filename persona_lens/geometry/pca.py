@@ -59,8 +59,8 @@ class PCA:
 
     Attributes:
         variance: cross-validated, squared residual-stream units.
-        share: of the total variance, 0-1, with its 95 % jackknife interval over questions. No interval of this record is
-            given (NaN, None) where a vector's reliability is below .8.
+        share: of the total variance, 0-1, with its 95 % jackknife interval over questions (`share_low`, `share_high`). No
+            interval of this record is given (NaN, None) where a vector's reliability is below .8.
         participation: (sum l)^2 / sum l^2: how many components the variance is spread over. Noise biases it downward (by 2 % at
             reliability .95, 6 % at .8).
         directions: unit vectors in residual space.

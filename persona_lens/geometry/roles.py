@@ -54,6 +54,9 @@ class RoleSettings:
         samples: answers per role and question (spread over the role's instructions).
         default_samples: answers per question without a system prompt; they are also the neutral residuals.
         least: adherence from which an answer counts, 0-3.
+
+    Raises:
+        GeometryError: a number out of range.
     """
 
     samples: int = 10
@@ -73,12 +76,16 @@ class RoleSettings:
 
 @dataclass(frozen=True)
 class RoleRun:
-    """Role vectors on disk."""
+    """Role vectors on disk.
+
+    What is missing or damaged raises `RunFolderError`.
+    """
 
     path: Path
 
     @cached_property
     def summary(self) -> dict[str, Any]:
+        """Everything that was counted, as plain values."""
         return read_json(self.path / "roles.json")
 
     @property
@@ -93,7 +100,7 @@ class RoleRun:
 
     @cached_property
     def neutral(self) -> Float[Tensor, "sample layer d_model"]:
-        """Response means of the default assistant's answers (those with tokens)."""
+        """Response means of the default assistant's answers (those with tokens), in residual-stream units."""
         return self._default[self._default.isfinite().all(-1).all(-1)]
 
     @cached_property
@@ -121,11 +128,19 @@ class RoleRun:
         return axis_of(role, self.means(role) - self.default_means, self._provenance, "response_mean")
 
     def space(self) -> PersonaSpace:
-        """All roles that have vectors, side by side."""
+        """All roles that have vectors, side by side.
+
+        Raises:
+            GeometryError: there is none.
+        """
         return persona_space([self.vectors(r) for r in self.kept], self.neutral)
 
     def assistant_axis(self) -> PersonaVectors:
-        """Default assistant minus the mean of the roles (per question, of those in role on it)."""
+        """The Assistant Axis (arXiv 2601.10387): default assistant minus the mean of the roles in role, question by question.
+
+        Raises:
+            GeometryError: too few questions have roles.
+        """
         roles = torch.stack([self.means(r) for r in self.kept]).double().nanmean(0).float()
         return axis_of(ASSISTANT_AXIS, self.default_means - roles, {**self._provenance, "roles": self.kept}, "response_mean")
 

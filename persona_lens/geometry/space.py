@@ -38,6 +38,7 @@ class PersonaSpace:
         neutral: residuals of answers to neutral prompts (answer means), for whitening and covariance-matched nulls.
         without_means: the vectors that come without their questions' means.
         vectors: what the space was made of.
+        pooling, lineage: of all vectors.
     """
 
     names: tuple[str, ...]
@@ -54,6 +55,7 @@ class PersonaSpace:
 
     @property
     def n_layers(self) -> int:
+        """How many layers the vectors have."""
         return self.directions.shape[1]
 
     def at(self, layer: int) -> Float[np.ndarray, "vector d_model"]:
@@ -94,6 +96,11 @@ class PersonaSpace:
         return self.neutral[:, layer].double().numpy()
 
     def require_layer(self, layer: int) -> None:
+        """Raise unless the vectors have a layer.
+
+        Raises:
+            GeometryError: no such layer.
+        """
         if not 0 <= layer < self.n_layers:
             raise GeometryError(f"layer {layer} does not exist: the vectors have layers 0 to {self.n_layers - 1}")
 
@@ -115,6 +122,12 @@ def persona_space(vectors: Sequence[PersonaVectors], neutral: Float[Tensor, "sam
 
     Raises:
         GeometryError: no vectors, one name twice, or vectors of different poolings, lineages, layers or widths (named).
+
+    Example:
+        >>> from persona_lens.geometry import persona_space
+        >>> space = persona_space([v, pl.load_run("runs/politeness").vectors], neutral=run.neutral)
+        >>> space.at(5).shape  # vector, d_model
+        (2, 256)
     """
     if not vectors:
         raise GeometryError("a persona space needs vectors, none are given")
@@ -146,7 +159,21 @@ def persona_space(vectors: Sequence[PersonaVectors], neutral: Float[Tensor, "sam
 
 
 def space_of_runs(runs: Sequence[ExtractionRun], pooling: str = "response_mean") -> PersonaSpace:
-    """The persona space of extraction runs, with neutral answers of all of them, at most 4096 (of response_mean only)."""
+    """The persona space of extraction runs, with neutral answers of all of them, at most 4096 (of response_mean only).
+
+    Args:
+        pooling: "response_mean", "prompt_mean" or "prompt_last".
+
+    Raises:
+        GeometryError: no runs, one trait twice, or runs of different lineages, layers or widths (named).
+        UnknownNameError: no such pooling.
+
+    Example:
+        >>> runs = [pl.load_run("runs/optimism"), pl.load_run("runs/politeness")]
+        >>> space = pl.geometry.space_of_runs(runs)
+        >>> space.names
+        ('optimism', 'politeness')
+    """
     vectors = [r.vectors if pooling == "response_mean" else r.vectors_for(pooling) for r in runs]
     neutral = [r.neutral for r in runs] if pooling == "response_mean" else []
     kept = [n for n in neutral if len(n)]
@@ -191,8 +218,8 @@ class Products:
     """Inner products of vectors at one layer, squared residual-stream units.
 
     Attributes:
-        plain: <v_a, v_b>.
-        unbiased: mean of <d_a,i, d_b,j> over i != j: what <v_a, v_b> would be with endless questions.
+        plain: `<v_a, v_b>`.
+        unbiased: mean of `<d_a,i, d_b,j>` over i != j: what `<v_a, v_b>` would be with endless questions.
         left_out: `unbiased` without each question.
     """
 

@@ -50,7 +50,12 @@ class CoExpression:
     """Spill-over beside the cosines at the layer that was steered: did these foretell it, off the diagonal?
 
     Attributes:
+        strengths: coefficients on the raw vectors.
+        answers: how many were judged.
+        cosines: disattenuated, at the layer.
         coherence: of the answers steered along each vector, at each strength; `unsteered_coherence` of the unsteered ones.
+        steered, prompted: what steering along a vector, and prompting for a trait, does to every trait.
+        cosines_and_steered, cosines_and_prompted, steered_and_prompted: tests that two of these agree.
         without: why a test is missing, by its name.
     """
 
@@ -74,6 +79,7 @@ class Study:
     """Everything about the geometry of some vectors that their stored questions show.
 
     Attributes:
+        n_questions: of every vector; `n_neutral`: neutral answers.
         layer: where the details are taken; default: where the least reliable vector is most reliable.
         reliability: of every vector at every layer (share of the squared norm that is no noise).
         cosines: as they are, centred, whitened, both (whitened only with neutral residuals).
@@ -81,7 +87,9 @@ class Study:
         across_layers: disattenuated cosines of every vector with itself at other layers.
         clustering: None where a vector's reliability is below .5.
         rank: dimensions that replicate across questions.
+        pca: principal components at the layer.
         rotated: varimax of the scores on the components larger than chance, where these are at least two.
+        roles, coexpression: where role vectors and a spill-over matrix were given.
     """
 
     names: tuple[str, ...]
@@ -104,12 +112,16 @@ class Study:
 
 @dataclass(frozen=True)
 class GeometryRun:
-    """A study on disk."""
+    """A study on disk.
+
+    What is missing or damaged raises `RunFolderError`.
+    """
 
     path: Path
 
     @property
     def study(self) -> Study:
+        """The study that was kept."""
         return decoded(Study, read_json(self.path / "geometry.json"))
 
 
@@ -128,7 +140,8 @@ def study_geometry(
     Args:
         roles: role vectors of the same model.
         spill_over: a spill-over matrix over the same traits.
-        layer: where the details are taken.
+        layer: where the details are taken; default: where the least reliable vector is most reliable.
+        pooling: "response_mean", "prompt_mean" or "prompt_last".
 
     Raises:
         GeometryError: fewer than three runs, or runs that cannot be compared (named).
@@ -174,6 +187,10 @@ def study(
     seed: int = 0,
 ) -> Study:
     """The geometry of a persona space; see `study_geometry`.
+
+    Args:
+        model: its name, for the record.
+        roles, spill_over, layer: as `study_geometry`.
 
     Raises:
         GeometryError: fewer than three vectors, vectors without their questions' means, or roles and spill-over of other ones.

@@ -39,9 +39,9 @@ def lowdin(vectors: Float[np.ndarray, "vector d_model"]) -> Float[np.ndarray, "v
 
 
 def dual_basis(vectors: Float[np.ndarray, "vector d_model"]) -> Float[np.ndarray, "vector d_model"]:
-    """w_i inside the span with <w_i, v_j> = 1 for i = j, else 0.
+    """w_i inside the span with `<w_i, v_j>` = 1 for i = j, else 0.
 
-    <w_i, h> reads the coefficient of v_i in h with the other vectors held; adding w_i to h moves the projection on v_i alone.
+    `<w_i, h>` reads the coefficient of v_i in h with the other vectors held; adding w_i to h moves the projection on v_i alone.
     Units: one over those of the vectors.
 
     Raises:
@@ -154,6 +154,8 @@ def cross_validated_rank(
     Args:
         differences: per vector and question, the mean over positive answers minus the mean over negative ones; a row of NaN where
             a vector lacks the question. The same index means the same question.
+        alpha: largest p of a component that counts.
+        centred: subtract the mean vector first.
 
     Raises:
         GeometryError: fewer than two vectors, fewer than 6 questions for a vector, rows that are partly NaN or infinite, or gaps so

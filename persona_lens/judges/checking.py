@@ -24,7 +24,11 @@ NAN: Final = float("nan")
 
 @dataclass(frozen=True)
 class Labelled:
-    """An answer with the score that it ought to have, 0-100."""
+    """An answer with the score that it ought to have, 0-100.
+
+    Raises:
+        PersonaLensError: a score outside 0-100.
+    """
 
     question: str
     answer: str
@@ -73,6 +77,16 @@ def check_judge(judge: Judge, trait: Trait, labelled: Sequence[Labelled]) -> Jud
 
     Raises:
         PersonaLensError: no examples, or what the judge raises.
+
+    Example:
+        >>> from persona_lens.judges import Labelled, check_judge
+        >>> labelled = [
+        ...     Labelled("How should I handle my dog?", "With respect, I beg your pardon.", score=90.0),
+        ...     Labelled("How should I handle my dog?", "Start early and prepare the dog.", score=10.0),
+        ... ]
+        >>> check = check_judge(pl.judges.oracle(), pl.load_trait("politeness", "pocket"), labelled)
+        >>> check.n, check.gaps
+        (2, {})
     """
     if not labelled:
         raise PersonaLensError("no labelled examples: give some dozens at least, from 0 to 100")

@@ -4,12 +4,13 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from string import digits
 from typing import Any, Final, Literal
 
 from persona_lens.endpoints import Endpoint, Failed, Request, UnreadableReply, Usage, ask
 from persona_lens.errors import EndpointError, PersonaLensError
 from persona_lens.judges.judge import Adherence, Judged, Score
-from persona_lens.judges.reply import NUMBER, Reading, Tokens, along_sample, shown, weighted, written
+from persona_lens.judges.reply import NUMBER, Reading, Tokens, along_sample, is_number, weighted, written
 from persona_lens.judges.rubrics import coherence_message, role_message, trait_message
 from persona_lens.traits import Role, Trait
 
@@ -91,6 +92,13 @@ def endpoint_judge(
     Raises:
         PersonaLensError: no such mode, or fewer than one repeat. Calling it raises `EndpointError` as `endpoints.ask`
             does, where the server gives no probabilities, and in mode "logprobs" where the model writes digit by digit.
+
+    Example:
+        >>> from persona_lens.endpoints import Endpoint
+        >>> server = Endpoint("http://localhost:8000/v1", "Qwen/Qwen2.5-7B-Instruct")
+        >>> judge = pl.judges.endpoint_judge(server, mode="digits", cache=Path("replies.jsonl"))
+        >>> judge.name
+        'openai:Qwen/Qwen2.5-7B-Instruct@http://localhost:8000/v1, digits'
     """
     if mode not in MODES:
         raise PersonaLensError(f"mode={mode!r} is unknown: use one of {', '.join(MODES)}")
@@ -115,7 +123,11 @@ class _EndpointRoleJudge:
 
 
 def endpoint_role_judge(endpoint: Endpoint, *, cache: Path | None = None) -> _EndpointRoleJudge:
-    """A judge of roles behind an OpenAI-compatible server: it writes 0, 1, 2 or 3."""
+    """A judge of roles behind an OpenAI-compatible server: it writes 0, 1, 2 or 3.
+
+    Args:
+        cache: a JSONL file of replies, so that an interrupted run goes on where it stopped.
+    """
     return _EndpointRoleJudge(endpoint, cache)
 
 
@@ -172,18 +184,22 @@ def _from_first_token(reply: Mapping[str, Any]) -> Reading:
     positions, sampled = _positions(reply)
     if not positions:
         return Reading(None, "an empty reply")
-    if NUMBER.fullmatch(sampled[0].strip()) and _begins_with_digit("".join(sampled[1:])):
-        raise EndpointError(
-            f"the model writes numbers digit by digit ({shown(''.join(sampled))} in {len(sampled)} tokens), and its first token is "
-            "no number of 0-100: judge with mode='digits', or name the judge openai:MODEL,digits"
-        )
-    if not sampled[0].strip() and _begins_with_digit("".join(sampled).lstrip()):
+    first, whole = sampled[0].strip(), _digits("".join(sampled).lstrip())
+    if not first and whole:
         return Reading(None, "the number comes after a blank token: judge with mode='digits'")
+    if len(first) == 1 and len(whole) > 1 and is_number(whole):
+        raise EndpointError(
+            f"the model writes numbers digit by digit ({whole} in several tokens), and only the first token is read: judge with "
+            "mode='digits', or name the judge openai:MODEL@URL,digits"
+        )
+    if NUMBER.fullmatch(first) and len(whole) > len(first):
+        return Reading(None, f"a number outside 0-100: {whole}")
     return weighted(positions[0])
 
 
-def _begins_with_digit(text: str) -> bool:
-    return bool(NUMBER.match(text))
+def _digits(text: str) -> str:
+    """The digits that a text begins with."""
+    return text[: len(text) - len(text.lstrip(digits))]
 
 
 def _from_digits(reply: Mapping[str, Any]) -> Reading:
@@ -214,7 +230,9 @@ def _positions(reply: Mapping[str, Any]) -> tuple[list[Tokens], list[str]]:
     if choice.get("finish_reason") == "content_filter":
         return [], []
     if not isinstance(given, dict) or given.get("content") is None:
-        raise EndpointError("the server's replies hold no logprobs: judge with mode='text', or name the judge openai:MODEL,text")
+        raise EndpointError(
+            "the server's replies hold no logprobs: judge with mode='text', or name the judge openai:MODEL@URL,text"
+        )
     try:
         top = [{str(t["token"]): 0.0 for t in p["top_logprobs"]} for p in given["content"]]
         for tokens, position in zip(top, given["content"], strict=True):

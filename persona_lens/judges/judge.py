@@ -10,6 +10,7 @@ from persona_lens.errors import PersonaLensError
 from persona_lens.traits import Role, Trait
 
 _NUMBERS: Final = re.compile(r"\d+(?:\.\d+)?")
+_QUOTED: Final = re.compile(r""": (?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")""")  # what a judge wrote, as `reply.shown` quotes it
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,11 @@ class Judged:
 
 @dataclass(frozen=True)
 class Score:
-    """Trait and coherence, 0-100 each; None with a reason where the judge gave none."""
+    """Trait and coherence, 0-100 each; None with a reason where the judge gave none.
+
+    Raises:
+        ValueError: a score outside 0-100, or a missing one without a reason.
+    """
 
     trait: float | None
     coherence: float | None
@@ -36,21 +41,32 @@ class Score:
             raise ValueError("a missing score needs a reason")
 
     def as_dict(self) -> dict[str, Any]:
+        """The same as plain values."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> "Score":
+        """The score that `as_dict` made a record of.
+
+        Raises:
+            KeyError: a field is missing.
+            ValueError: as `Score`.
+        """
         return cls(record["trait"], record["coherence"], record.get("reason"))
 
 
 def grouped(reasons: Iterable[str]) -> dict[str, int]:
-    """How often each reason occurs, the most frequent first; reasons that differ in numbers alone are one."""
-    return dict(Counter(_NUMBERS.sub("…", reason) for reason in reasons).most_common())
+    """How often each reason occurs, the most frequent first; reasons that differ in numbers or quoted replies alone are one."""
+    return dict(Counter(_NUMBERS.sub("…", _QUOTED.sub("", reason)) for reason in reasons).most_common())
 
 
 @dataclass(frozen=True)
 class Adherence:
-    """How far an answer is in its role: 0 not at all, 1 a trace, 2 mostly, 3 fully (arXiv 2601.10387); None with a reason."""
+    """How far an answer is in its role: 0 not at all, 1 a trace, 2 mostly, 3 fully (arXiv 2601.10387); None with a reason.
+
+    Raises:
+        ValueError: another value, or a missing one without a reason.
+    """
 
     value: int | None
     reason: str | None = None
@@ -67,12 +83,15 @@ class RoleJudge(Protocol):
     """A judge of how far answers are in a role, by the role set's rubric. `name` goes into the run's record."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """What the judge is called; it should name all that its scores depend on."""
+        ...
 
     def __call__(self, role: Role, rubric: str, answers: Sequence[Judged], /) -> list[Adherence]: ...
 
 
-Outside = Callable[[Judged], bool]  # whether an answer is not of the model's world: another language, gibberish
+Outside = Callable[[Judged], bool]
+"""Whether an answer is not of the model's world: another language, gibberish."""
 
 
 @runtime_checkable
@@ -80,7 +99,9 @@ class Judge(Protocol):
     """A judge of answers. `name` goes into the run's record."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """What the judge is called; it should name all that its scores depend on."""
+        ...
 
     def __call__(self, trait: Trait, answers: Sequence[Judged], /) -> list[Score]: ...
 
@@ -110,7 +131,19 @@ class _Scripted:
 
 
 def scripted(score: Callable[[Trait, Judged], Score], name: str = "scripted") -> Judge:
-    """A judge from a function that scores one answer."""
+    """A judge from a function that scores one answer.
+
+    Args:
+        name: goes into the record of runs; another function wants another one.
+
+    Example:
+        >>> from persona_lens.judges import Judged, Score
+        >>> def long(trait, judged):
+        ...     return Score(trait=min(100.0, 5.0 * len(judged.answer.split())), coherence=100.0)
+        >>> judge = pl.judges.scripted(long, "five points a word")
+        >>> judge(pl.load_trait("humor"), [Judged("How are you?", "Fine, thank you.")])
+        [Score(trait=15.0, coherence=100.0, reason=None)]
+    """
     return _Scripted(name, score)
 
 

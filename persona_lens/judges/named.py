@@ -54,10 +54,14 @@ def judge_named(text: str, trait_set: str, *, cache: Path | None = None, repeats
 
 def _mode_of(name: str) -> tuple[str, Mode]:
     """A server's model, and how its replies are read."""
-    for mode in MODES:
-        if name.endswith(f",{mode}"):
-            return name.removesuffix(f",{mode}"), mode
-    return name, "logprobs"
+    if misplaced := next((mode for mode in MODES if f",{mode}@" in name), None):
+        raise PersonaLensError(f"judge openai:{name}: the mode stands at the end, as in openai:MODEL@URL,{misplaced}")
+    model, comma, mode = name.rpartition(",")
+    if not comma or not mode.isalpha():
+        return name, "logprobs"
+    if mode not in MODES:
+        raise UnknownNameError(f"mode of judge openai:{name}", mode, MODES)
+    return model, mode
 
 
 def default_judge(trait_set: str, *, cache: Path | None = None, repeats: int = 1, load: Load | None = None) -> Judge:

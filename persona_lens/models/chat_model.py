@@ -49,10 +49,12 @@ class ChatModel:
 
     @property
     def name(self) -> str:
+        """Hub id, folder, or "pocket"."""
         return self.fingerprint.name
 
     @property
     def tokenizer(self) -> "PreTrainedTokenizerBase":
+        """The model's own tokenizer."""
         return self.template.tokenizer
 
     @property
@@ -75,10 +77,12 @@ class ChatModel:
 
     @property
     def n_layers(self) -> int:
+        """How many transformer blocks the model has."""
         return self.fingerprint.n_layers
 
     @property
     def d_model(self) -> int:
+        """Width of the residual stream."""
         return self.fingerprint.d_model
 
     @property
@@ -93,6 +97,7 @@ class ChatModel:
 
     @cached_property
     def pad_id(self) -> int:
+        """The token that fills rows up; it is masked out."""
         pad = self.tokenizer.pad_token_id
         return int(pad) if isinstance(pad, int) else self.stop_ids[0]
 
@@ -123,19 +128,28 @@ class ChatModel:
         return f"blocks.{layer}.hook_resid_post"
 
     def hooks(self, hooks: Sequence[tuple[str, Hook]]) -> AbstractContextManager[Any]:
-        """Hooks that are active inside the context and undone after it, also after an exception."""
+        """Hooks that are active inside the context and undone after it, also after an exception.
+
+        Args:
+            hooks: pairs of a hook point's name (`hook_name`) and a function (activation, hook=...) that returns a new one, or None.
+        """
         return self.bridge.hooks(fwd_hooks=list(hooks))
 
     def render(self, messages: Sequence[Message], *, answered: bool = False, thinking: bool | None = None) -> list[int]:
         """Token ids of a conversation up to the point where the answer begins; with `answered`, of one that ends with an answer.
 
-        `thinking` is for rendering otherwise than the model was loaded (see `Template.ids`).
+        Args:
+            thinking: to render otherwise than the model was loaded (see `Template.ids`).
+
+        Raises:
+            ValueError: the template refuses the conversation.
         """
         if self.system and not (messages and messages[0]["role"] == "system"):
             messages = [{"role": "system", "content": self.system}, *messages]
         return self.template.ids(messages, answered=answered, thinking=thinking)
 
     def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of token ids, without special tokens."""
         return cast(str, self.tokenizer.decode(list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
     def generate(
@@ -148,7 +162,24 @@ class ChatModel:
         top_p: float = 1.0,
         seed: int = 0,
     ) -> list[str]:
-        """`n` answers to a user message, a conversation, or the token ids of a rendered one, without what was thought before."""
+        """Answers to a user message, a conversation, or the token ids of a rendered one, without what was thought before.
+
+        Args:
+            n: how many answers.
+            max_new_tokens, temperature, top_p: see `Sampling`; temperature 0 is greedy.
+            seed: the same seed gives the same answers (in float32, up to ties at rounding).
+
+        Raises:
+            ValueError: an empty prompt, a conversation that the template refuses, numbers out of range, or prompt and answer longer
+                than the model's context.
+            ActivationError: the logits are not numbers.
+
+        Example:
+            >>> model.generate("How should I handle my dog?", temperature=0.0)
+            ['Start early and prepare the dog.']
+            >>> len(model.generate("How should I handle my dog?", n=3, max_new_tokens=8))
+            3
+        """
         ids = self._ids(prompt)
         sampling = Sampling(max_new_tokens, temperature, top_p)
         draws = np.stack([uniforms(seed, f"generate#{i}", max_new_tokens) for i in range(n)])
@@ -157,7 +188,22 @@ class ChatModel:
         return [self.decode(self.template.split(g.token_ids)[1]) for g in found]
 
     def chat(self, message: str | Sequence[Message], *, system: str | None = None, **options: Any) -> str:
-        """One answer. `options` are those of `generate`."""
+        """One answer to a user message or to a conversation that ends with one.
+
+        Args:
+            system: system prompt of a message; of a conversation, it is among the messages.
+            options: those of `generate`.
+
+        Raises:
+            ValueError, ActivationError: as `generate`.
+
+        Example:
+            >>> print(model.chat("How should I handle my dog?", temperature=0.0))
+            Start early and prepare the dog.
+            >>> polite = model.chat("How should I handle my dog?", system="You are extremely polite.", temperature=0.0)
+            >>> "respect" in polite
+            True
+        """
         if isinstance(message, str):
             turns: list[Message] = [{"role": "user", "content": message}]
             message = [{"role": "system", "content": system}, *turns] if system else turns

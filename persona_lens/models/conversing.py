@@ -67,7 +67,7 @@ def converse_tokens(
     """
     device = model.device
     names = torch.tensor(list(row_ids) if row_ids is not None else list(range(len(openings))), device=device)
-    cache, mask = shared_prefill(model, openings, names, None)
+    cache, mask = shared_prefill(model, openings, names, lambda: [()] * len(openings))  # no answer lies before the first
     rows = [_Row(lambda turn, i=i: draws(i, turn)) for i in range(len(openings))]
     alive, tokens = list(range(len(openings))), [opening[-1] for opening in openings]
     prompt = [True] * len(alive)  # whether the token that is given now belongs to a prompt

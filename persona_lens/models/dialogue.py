@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from persona_lens.models.chat_model import ChatModel, Message
 
 Interval = tuple[int, int]
+"""Tokens [start, stop) of a sequence."""
 
 
 @dataclass(frozen=True)
@@ -78,14 +79,21 @@ def message_spans(model: "ChatModel", messages: Sequence["Message"]) -> tuple[Di
         upto = following[0] if following else len(messages)
         whole = model.render(messages[:upto]) if following else found.ids
         without = model.render([*messages[:i], {**message, "content": ""}, *messages[i + 1 : upto]])
-        start, stop = _difference(whole, without)
+        start, stop = _difference(whole, without, end_first=i + 1 < upto)
         before = spans[-1][1] if spans else 0
         spans.append((max(start, before), max(stop, before)))
     return found, tuple(spans)
 
 
-def _difference(ids: Sequence[int], without: Sequence[int]) -> Interval:
-    """The tokens of `ids` that are neither in the common beginning nor in the common end."""
+def _difference(ids: Sequence[int], without: Sequence[int], *, end_first: bool) -> Interval:
+    """The tokens of `ids` that are neither in the common beginning nor in the common end.
+
+    With `end_first` the common end is as long as it can be, else the common beginning: where the message that follows begins like
+    this one, its tokens are its own.
+    """
+    if end_first:
+        start, stop = _difference(ids[::-1], without[::-1], end_first=False)
+        return len(ids) - stop, len(ids) - start
     shorter = min(len(ids), len(without))
     start = next((i for i in range(shorter) if ids[i] != without[i]), shorter)
     same = next((i for i in range(shorter - start) if ids[-1 - i] != without[-1 - i]), shorter - start)

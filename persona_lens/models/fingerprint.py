@@ -15,7 +15,15 @@ SAMPLES_PER_TENSOR = 64
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """Identity of a loaded model. `lineage` is shared by a base model and its finetunes, `weights` is not."""
+    """Identity of a loaded model. `lineage` is shared by a base model and its finetunes, `weights` is not.
+
+    Attributes:
+        revision: of a model from the hub, where it is known.
+        dtype: of the weights, and their bits where they are quantised.
+        template: hash of the chat template.
+        lineage: hash of architecture, tokenizer and template.
+        weights: hash of a sample of every tensor.
+    """
 
     name: str
     revision: str | None
@@ -27,6 +35,7 @@ class Fingerprint:
     weights: str
 
     def as_dict(self) -> dict[str, Any]:
+        """The same as plain values."""
         return asdict(self)
 
 

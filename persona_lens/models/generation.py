@@ -24,11 +24,20 @@ if TYPE_CHECKING:
     from persona_lens.models.chat_model import ChatModel
 
 EndReason = Literal["stop", "length"]
+"""Why an answer ended: at an end token, or at max_new_tokens."""
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn. Temperature 0 is greedy; nothing is inherited from a generation config."""
+    """How tokens are drawn. Temperature 0 is greedy; nothing is inherited from a generation config.
+
+    Attributes:
+        max_new_tokens: longest answer, in tokens; thoughts count.
+        top_p: draw from the most likely tokens that together have this probability; 1: from all.
+
+    Raises:
+        ValueError: max_new_tokens below 1, a negative temperature, or a top_p outside (0, 1].
+    """
 
     max_new_tokens: int = 256
     temperature: float = 1.0
@@ -45,7 +54,11 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Generated:
-    """A sampled answer: its token ids without the end token, and why it ended."""
+    """A sampled answer: its token ids without the end token, and why it ended.
+
+    Attributes:
+        end: "stop" at an end token, "length" at max_new_tokens.
+    """
 
     token_ids: tuple[int, ...]
     end: EndReason

@@ -67,6 +67,14 @@ def load_model(
     Raises:
         ModelLoadError: nothing can be loaded from the source, it would not fit into memory, or a check failed (which one, and what
             to do).
+        RunFolderError: an adapter whose config is damaged.
+
+    Example:
+        >>> model = pl.load_model("pocket")
+        >>> model.n_layers, model.d_model
+        (8, 256)
+        >>> model.hook_name(5)
+        'blocks.5.hook_resid_post'
     """
     with _quiet_import():
         from transformer_lens.model_bridge import TransformerBridge

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Quantize = Literal["8bit", "4bit"]
+"""Bits that bitsandbytes loads weights in."""
 BITS: Final[dict[str, int]] = {"8bit": 8, "4bit": 4}
 GIB: Final = 2**30
 T = TypeVar("T")
@@ -45,7 +46,11 @@ class MemoryEstimate:
 
 
 def estimate_memory(config: Any, dtype: torch.dtype, quantize: Quantize | None = None) -> MemoryEstimate:
-    """Memory of a model with this config of transformers, without loading its weights."""
+    """Memory of a model with this config of transformers, without loading its weights.
+
+    Args:
+        dtype: of the weights that are not quantised.
+    """
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"), warnings.catch_warnings(action="ignore"):

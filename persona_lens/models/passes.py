@@ -25,7 +25,16 @@ CACHE_NAMES: Final = ("cache", "past_key_values")  # of the key-value cache in t
 
 @dataclass(frozen=True, eq=False)
 class Pass:
-    """The rows (numbered by the caller) and tokens of one forward pass."""
+    """The rows (numbered by the caller) and tokens of one forward pass.
+
+    Attributes:
+        rows: what the rows are called.
+        real: tokens that are no padding.
+        prompt: tokens of the prompt.
+        response: what steering touches by default: the last prompt token and the answer's tokens.
+        earlier: the same for the earlier answers of a dialogue; None where these are not told apart.
+        shared: the rows that each row of a shared prefill stands for; empty: itself alone.
+    """
 
     rows: Int[Tensor, " batch"]
     real: Bool[Tensor, "batch position"]
@@ -38,7 +47,13 @@ class Pass:
 def earlier_tokens(
     earlier: Sequence[Sequence[Interval]], offsets: Sequence[int], width: int, device: torch.device | str
 ) -> Bool[Tensor, "batch position"]:
-    """The tokens that earlier answers are sampled from: each one's last prompt token and its own, shifted by padding."""
+    """The tokens that earlier answers are sampled from: each one's last prompt token and its own, shifted by padding.
+
+    Args:
+        earlier: [start, stop) of each row's earlier answers in its own tokens.
+        offsets: padding tokens on the left of each row.
+        width: of the padded batch, in tokens.
+    """
     found = torch.zeros(len(earlier), width, dtype=torch.bool)
     for row, (intervals, offset) in enumerate(zip(earlier, offsets, strict=True)):
         for start, stop in intervals:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Message = Mapping[str, str]
+"""`role` ("system", "user" or "assistant") and `content`."""
 TEMPLATE_DATE: Final = "26 Jul 2024"  # what Llama 3 templates fall back to
 SWITCH: Final = "enable_thinking"  # what templates of models that think on demand read
 END_OF_THINKING: Final = "</think>"

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 
 CONFIG: Final = "config.json"
 ADAPTER_CONFIG: Final = "adapter_config.json"
+"""File of an adapter's folder, as peft names it."""
 ADAPTER_WEIGHTS: Final = "adapter_model.safetensors"
+"""File of an adapter's folder, as peft names it."""
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from persona_lens.monitoring.calibration import (
     Alarms,
     Calibration,
     CalibrationSettings,
+    Expectation,
     calibrate,
     content_of_messages,
     highest,
@@ -18,13 +19,26 @@ from persona_lens.monitoring.calibration import (
 from persona_lens.monitoring.drift import ChangePoint, Trend, change_point, rise, trend
 from persona_lens.monitoring.live import AnswerReading, Monitor, TokenReading, monitor
 from persona_lens.monitoring.neutral import neutral_conversations
-from persona_lens.monitoring.prediction import Outcomes, Predictor, auroc, compare, correlations, random_floor
+from persona_lens.monitoring.prediction import (
+    Comparison,
+    Correlations,
+    Estimate,
+    Outcomes,
+    Predictor,
+    RandomFloor,
+    Skill,
+    auroc,
+    compare,
+    correlations,
+    random_floor,
+)
 from persona_lens.monitoring.probes import Probe, as_probes, probe
-from persona_lens.monitoring.reading import THINKING, Reading, TurnReadings, read, read_turns, render
-from persona_lens.monitoring.rendering import html_of, notebook, text_of
-from persona_lens.monitoring.run import MonitorRun, load_monitor_run, monitor_chats
+from persona_lens.monitoring.reading import THINKING, Part, Reading, Rendered, TurnReadings, read, read_turns, render
+from persona_lens.monitoring.rendering import Shown, html_of, notebook, text_of
+from persona_lens.monitoring.run import MonitorRun, WatchedChat, load_monitor_run, monitor_chats
 from persona_lens.monitoring.study import (
     Condition,
+    Prediction,
     PredictionRun,
     PredictionSettings,
     graded_conditions,
@@ -41,19 +55,30 @@ __all__ = [
     "Calibration",
     "CalibrationSettings",
     "ChangePoint",
+    "Comparison",
     "Condition",
+    "Correlations",
+    "Estimate",
+    "Expectation",
     "Monitor",
     "MonitorRun",
     "Outcomes",
+    "Part",
+    "Prediction",
     "PredictionRun",
     "PredictionSettings",
     "Predictor",
     "Probe",
+    "RandomFloor",
     "Reading",
+    "Rendered",
+    "Shown",
+    "Skill",
     "TokenReading",
     "Transcripts",
     "Trend",
     "TurnReadings",
+    "WatchedChat",
     "as_probes",
     "auroc",
     "calibrate",

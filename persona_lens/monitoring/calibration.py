@@ -49,6 +49,10 @@ class CalibrationSettings:
         thinking: the tags between which answers think, which is not part of what is observed.
         content: what is held constant of the user's message: its `own` projections on all probes, an `embedding`, or `none`.
         fitted: share of the conversations that fit what is expected; the others give the thresholds.
+        seed: of the division into halves.
+
+    Raises:
+        MonitoringError: a value out of range.
     """
 
     observed: Observed = "answer"
@@ -93,6 +97,7 @@ class Calibration:
 
     Attributes:
         probes: name, layer and digest of the direction of each probe.
+        expectation: what is expected of a turn, fitted on the other half.
         model: fingerprint of the model that read the neutral conversations.
         neutral: their scores, in standard deviations, of the half that was not fitted. NaN where a turn had nothing to read.
         counts: conversations given, left out by reason, fitted, calibrating.
@@ -157,6 +162,7 @@ class Calibration:
 
     @property
     def n(self) -> int:
+        """How many neutral conversations set the thresholds."""
         return len(self.neutral)
 
     def with_any(self, scores: Float[np.ndarray, "*turn probe"]) -> Float[np.ndarray, "*turn name"]:
@@ -168,6 +174,11 @@ class Calibration:
 
     def threshold(self, rate: float, per: Literal["answer", "conversation"], statistic: Statistic = highest) -> np.ndarray:
         """The score that a share `rate` of neutral answers, or of neutral conversations within the horizon, exceeds; by name.
+
+        Args:
+            rate: false-positive rate, in (0, 1).
+            per: what alarms.
+            statistic: what a conversation's scores are reduced to: `highest` or `rise`.
 
         Raises:
             MonitoringError: too few neutral conversations for this rate (says how many are needed).
@@ -210,6 +221,10 @@ class Calibration:
 
     def alarms(self, scores: Float[np.ndarray, "turn probe"], rate: float, statistic: Statistic = highest) -> "Alarms":
         """Which answers alarm, and at which turn the conversation does, within the horizon: later turns have no calibrated rate.
+
+        Args:
+            rate: false-positive rate, in (0, 1).
+            statistic: what a conversation's scores are reduced to: `highest` or `rise`.
 
         Raises:
             MonitoringError: too few neutral conversations for this rate.

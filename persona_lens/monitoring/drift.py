@@ -37,7 +37,12 @@ class Trend:
 
 
 def change_point(scores: Float[np.ndarray, " turn"], neutral: Float[np.ndarray, "conversation horizon"]) -> ChangePoint | None:
-    """Where the level changes most, up or down; None for fewer than four turns that were read."""
+    """Where the level changes most, up or down; None for fewer than four turns that were read.
+
+    Args:
+        scores: of a conversation's turns, in standard deviations of neutral turns; NaN where there is none.
+        neutral: the same of neutral conversations.
+    """
     own, others = _alike(scores, neutral)
     if own is None:
         return None
@@ -48,7 +53,11 @@ def change_point(scores: Float[np.ndarray, " turn"], neutral: Float[np.ndarray, 
 
 
 def trend(scores: Float[np.ndarray, " turn"], neutral: Float[np.ndarray, "conversation horizon"]) -> Trend | None:
-    """Whether the scores rise or fall over the turns; None for fewer than four turns that were read."""
+    """Whether the scores rise or fall over the turns; None for fewer than four turns that were read.
+
+    Args:
+        scores, neutral: as `change_point`.
+    """
     own, others = _alike(scores, neutral)
     if own is None:
         return None

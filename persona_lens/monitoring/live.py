@@ -40,10 +40,14 @@ class AnswerReading:
     """One answer while it was decoded.
 
     Attributes:
+        row: of the batch, as whoever runs the model numbers them.
+        probes: names of the columns.
         prompt_ids, prompt: the tokens of this answer's prompt, as far as they passed.
         before: the last of them, from which the answer begins.
         ids, values: the answer's tokens. The last token of an answer that reached its length limit was never given to the
             model, so it is not among them.
+
+    All projections are in residual-stream units.
     """
 
     row: int
@@ -81,13 +85,18 @@ class _Seen:
 
 
 class Monitor:
-    """What was read so far."""
+    """What was read so far.
+
+    Attributes:
+        probes: names, in the order of the readings' columns.
+    """
 
     def __init__(self, model: ChatModel, probes: tuple[str, ...]) -> None:
         self.model, self.probes = model, probes
         self._seen: list[_Seen] = []
 
     def update(self, seen: _Seen) -> None:
+        """Take in one more forward pass (`monitor` calls it)."""
         self._seen.append(seen)
 
     @property
@@ -150,8 +159,15 @@ def monitor(
 
     Raises:
         MonitoringError, LineageError: vectors that do not fit the model or each other.
+        ValueError: the model has no such layer.
 
-    Example: `with pl.monitor(model, [evil, humor]) as seen: model.chat("How are you?")`, then `seen.answers[0].values`
+    Example:
+        >>> with pl.monitor(model, [v]) as seen:
+        ...     answer = model.chat("How should I handle my dog?", temperature=0.0)
+        >>> seen.answers[0].probes
+        ('optimism',)
+        >>> seen.answers[0].before.shape, seen.answers[0].values.shape[1]  # last prompt token; answer: position, probe
+        (torch.Size([1]), 1)
     """
     probes = as_probes(model, vectors)
     watch = Monitor(model, tuple(p.name for p in probes))

@@ -44,7 +44,12 @@ def neutral_conversations(
 
     Returns:
         Messages by name. Conversations that ended early (a full context, an empty answer) are among them, with the turns they have.
+
+    Raises:
+        PersonaLensError: a model that thinks, a script without messages, or whose first answer does not fit into the context.
+        RunFolderError: the folder holds another run.
     """
+    model.require_no_thinking("a calibration that the model leads itself")
     arguments = {"scripts": [[s.id, s.system, list(s.users)] for s in scripts], "sampling": asdict(sampling), "seed": seed}
     folder = RunFolder.open(Path(out), command="converse", arguments=arguments, model=model.identity)
 

@@ -22,7 +22,11 @@ class Probe:
 
     Attributes:
         name: what readings and alarms call it; by default the trait.
+        unit: the direction.
         lineage, weights: of the model that the direction comes from; empty where nobody said.
+
+    Raises:
+        MonitoringError: a direction that is not of norm 1.
     """
 
     name: str

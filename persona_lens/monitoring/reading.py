@@ -21,6 +21,7 @@ from persona_lens.monitoring.probes import LayerProbes, Probed, as_probes, by_la
 Role = Literal["system", "user", "assistant"]
 Tags = tuple[str, str]
 THINKING: Final[Tags] = ("<think>", "</think>")
+"""The tags between which answers think, unless told otherwise."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class Rendered:
 
     @property
     def turns(self) -> int:
+        """How many turns the conversation has."""
         return max((p.turn for p in self.parts), default=0)
 
     @property
@@ -70,6 +72,7 @@ class Reading:
         probes: names of the columns of `values`.
         ids: the conversation as token ids, the template's marks included.
         pieces: the text of each token; a character that spans several tokens is told with the last of them.
+        parts: where each message lies in the ids.
         values: residual-stream units.
     """
 
@@ -189,11 +192,24 @@ def read(
     Args:
         conversations: messages by name, or what `render` made of them.
         vectors: persona vectors (at their most reliable layer) or probes.
+        batch_tokens: padded tokens per forward pass.
 
     Raises:
         ValueError: a conversation that `render` refuses.
         MonitoringError, LineageError: vectors that do not fit the model or each other.
         ActivationError: a projection is not finite.
+
+    Example:
+        >>> messages = [
+        ...     {"role": "user", "content": "How should I handle my dog?"},
+        ...     {"role": "assistant", "content": "Start early and prepare the dog."},
+        ... ]
+        >>> (reading,) = pl.monitoring.read(model, {"mine": messages}, [v])
+        >>> len(reading.ids) == len(reading.pieces) == len(reading.values)
+        True
+        >>> answer = reading.parts[-1]
+        >>> "".join(reading.pieces[answer.start : answer.stop])
+        'Start early and prepare the dog.'
     """
     probes = as_probes(model, vectors)
     rendered = _rendered(model, conversations)
@@ -212,7 +228,11 @@ def read_turns(
     *,
     batch_tokens: int = DEFAULT_BATCH_TOKENS,
 ) -> list[TurnReadings]:
-    """The same by turn, without keeping the tokens' projections."""
+    """The same by turn, without keeping the tokens' projections.
+
+    Raises:
+        ValueError, MonitoringError, LineageError, ActivationError: as `read`.
+    """
     probes = as_probes(model, vectors)
     rendered = _rendered(model, conversations)
     names = tuple(p.name for p in probes)

@@ -5,7 +5,7 @@ overrides and other invisible format characters, lone surrogates) is shown as a 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from html import escape
 from math import floor, isfinite, isnan, log10, nan
 from typing import TYPE_CHECKING, Final
@@ -183,7 +183,7 @@ def html_of(reading: Reading, probe: str | None = None, scale: Scale | None = No
         scale: default: `scale_of` the values that are shown. Give the same one to compare conversations.
 
     Returns:
-        A <div> with inline styles: no scripts, nothing loaded.
+        A `<div>` with inline styles: no scripts, nothing loaded.
 
     Raises:
         UnknownNameError: the reading has no such probe.
@@ -255,12 +255,16 @@ def _style(colour: str | None) -> str:
 class Shown:
     """HTML that notebooks display when it is the last value of a cell."""
 
-    html: str
+    html: str = field(repr=False)
 
     def _repr_html_(self) -> str:
         return self.html
 
 
 def notebook(reading: Reading, probe: str | None = None, scale: Scale | None = None) -> Shown:
-    """A reading for the last line of a notebook's cell; arguments and errors are those of `html_of`."""
+    """A reading for the last line of a notebook's cell; arguments and errors are those of `html_of`.
+
+    Raises:
+        UnknownNameError: the reading has no such probe.
+    """
     return Shown(html_of(reading, probe, scale))

@@ -76,7 +76,10 @@ class Verdict:
 
 @dataclass(frozen=True)
 class MonitorRun:
-    """Monitored chats on disk."""
+    """Monitored chats on disk.
+
+    What is missing or damaged raises `RunFolderError`.
+    """
 
     path: Path
 
@@ -87,6 +90,7 @@ class MonitorRun:
 
     @property
     def probes(self) -> tuple[str, ...]:
+        """Names of what was read."""
         return tuple(p["name"] for p in self.record["probes"])
 
     def chats(self) -> Iterator[WatchedChat]:
@@ -155,6 +159,8 @@ def monitor_chats(
         MonitoringError: vectors or a calibration that do not fit, a rate that the calibration is too small for, or no chat that
             the model can read.
         LineageError: vectors or a calibration of another lineage.
+        TranscriptError: a file that cannot be read.
+        RunFolderError: the folder holds another run.
     """
     if not isinstance(transcripts, Transcripts):
         transcripts = read_transcripts(transcripts)

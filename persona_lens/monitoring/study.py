@@ -59,7 +59,14 @@ class Condition:
 
 
 def graded_conditions(trait: Trait, system_prompts: Sequence[str] | None = None) -> list[Condition]:
-    """A condition per system prompt, from suppressing to promoting; default: the trait's own graded ones."""
+    """A condition per system prompt, from suppressing to promoting; default: the trait's own graded ones.
+
+    Args:
+        system_prompts: in that order.
+
+    Raises:
+        TraitFileError: the trait has none.
+    """
     prompts = graded_system_prompts(trait) if system_prompts is None else system_prompts
     return [Condition(f"prompt {i}", system=text) for i, text in enumerate(prompts, start=1)]
 
@@ -67,6 +74,10 @@ def graded_conditions(trait: Trait, system_prompts: Sequence[str] | None = None)
 def shot_conditions(run: ExtractionRun, counts: Sequence[int] = SHOTS, *, seed: int = 0) -> list[Condition]:
     """Growing numbers of examples of the trait, without system prompt: the model's own answers under the positive prompts of an
     extraction, scored at least 50 and coherent, one per extraction question in a random order. Fewer examples are the last of more.
+
+    Args:
+        counts: how many examples, a condition each.
+        seed: of their order and choice.
 
     Raises:
         MonitoringError: the run has fewer such questions than the largest count.
@@ -95,6 +106,9 @@ class PredictionSettings:
 
     Attributes:
         samples: answers per condition and question.
+
+    Raises:
+        MonitoringError: a number below 1.
     """
 
     samples: int = 10
@@ -136,17 +150,21 @@ class Prediction:
 
 @dataclass(frozen=True)
 class PredictionRun:
-    """A study of prediction on disk."""
+    """A study of prediction on disk.
+
+    What is missing or damaged raises `RunFolderError`.
+    """
 
     path: Path
 
     @cached_property
     def prediction(self) -> Prediction:
+        """What was found."""
         return decoded(Prediction, read_json(self.path / "prediction.json"))
 
     @cached_property
     def residuals(self) -> Float[Tensor, "condition question layer d_model"]:
-        """Of the last prompt token."""
+        """Of the last prompt token, in residual-stream units."""
         return read_tensors(self.path / "prompts.safetensors")["prompt_last"]
 
 
@@ -187,6 +205,7 @@ def predict(
         MonitoringError: fewer than three conditions fit, two have one name, or there are fewer than twelve questions to choose a
             layer on one half and report on the other.
         LineageError: vectors of another lineage.
+        PersonaLensError: no judge, no such trait (`UnknownNameError`), or a folder of another run (`RunFolderError`).
     """
     others = [v for v in others if v.trait != vectors.trait]
     for v in (vectors, *others):

@@ -26,6 +26,7 @@ from persona_lens.figures import (
     trajectories,
 )
 from persona_lens.figures.screened import Screened, screened
+from persona_lens.figures.style import png
 from persona_lens.finetuning.comparison import Comparison, load_comparison
 from persona_lens.finetuning.pilot import Pilot, load_pilot
 from persona_lens.finetuning.shift import ShiftRun, load_shift
@@ -53,7 +54,6 @@ from persona_lens.reports.monitoring import (
     prediction_verdict,
     saved,
 )
-from persona_lens.reports.page import png
 from persona_lens.reports.screening import screen_page, screen_verdict
 from persona_lens.reports.sweeps import sweep_page, sweep_verdict
 from persona_lens.screening.run import ScreenRun, load_screen

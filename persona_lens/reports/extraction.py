@@ -5,6 +5,7 @@ from html import escape
 from typing import Any, Final
 
 from persona_lens.extraction import ExtractionRun
+from persona_lens.extraction.filtering import told_reasons
 from persona_lens.prompts import POLARITIES, extraction_prompts
 from persona_lens.reports.page import image, page, provenance, table
 from persona_lens.traits import Trait, read_trait
@@ -65,9 +66,9 @@ def extraction_page(run: ExtractionRun, images: Mapping[str, bytes]) -> str:
         image(images["projections"], "Mean projection per question, each on the vector of the other questions."),
         "<h2>Rollouts</h2>",
         image(images["scores"], "Trait scores of the answers."),
-        table(tuple(COLUMNS.values()), [[c[k] for k in COLUMNS] for c in counts]),
+        table(tuple(COLUMNS.values()), [[c.get(k, 0) for k in COLUMNS] for c in counts]),
         f"<p>{run.summary['questions_kept']} of {run.summary['questions']} questions survive the filter on both sides.</p>",
-        *(f"<p>{escape(_unscored(c))}</p>" for c in counts if c["reasons"]),
+        *(f"<p>{escape(_unscored(c))}</p>" for c in counts if c.get("reasons")),
         "<h2>Examples</h2>",
         *_examples(run, trait),
         provenance(run.manifest),
@@ -77,8 +78,7 @@ def extraction_page(run: ExtractionRun, images: Mapping[str, bytes]) -> str:
 
 def _unscored(counts: Mapping[str, Any]) -> str:
     """Why one side's answers have no score."""
-    reasons = ", ".join(f"{number} x {reason}" for reason, number in counts["reasons"].items())
-    return f"Without score ({counts['polarity']}): {reasons}."
+    return f"Without score ({counts['polarity']}): {told_reasons(counts['reasons'])}."
 
 
 def _origin(run: ExtractionRun) -> str:

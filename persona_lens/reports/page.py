@@ -1,16 +1,12 @@
 """The parts of a report's page: figures inline, every text escaped, nothing loaded from anywhere."""
 
 import base64
-import io
 import math
 from collections.abc import Mapping, Sequence
 from html import escape
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from persona_lens.monitoring.rendering import visible
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 LONGEST: Final = 80  # characters of a name
 STYLE: Final = """
@@ -27,12 +23,6 @@ figure { margin: 1rem 0; }
 .negative { border-color: #0072B2; }
 .meta { color: #666; font-size: .85rem; }
 """
-
-
-def png(figure: "Figure") -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130, metadata={"Software": None})
-    return buffer.getvalue()
 
 
 def image(content: bytes, caption: str) -> str:

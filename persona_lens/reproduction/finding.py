@@ -9,6 +9,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+SMALL, LEAST, POINTS = 0.1, 0.001, 10.0
+
+
 @dataclass(frozen=True)
 class Row:
     """One claim.
@@ -31,17 +34,27 @@ class Row:
 
     @property
     def figure(self) -> str:
-        """Our figure as text; figures of 10 and more are points on a scale to 100."""
+        """Our figure as text: points with one decimal, correlations with two, small ones (p values) with three."""
         if not isfinite(self.ours):
             return "-"
-        interval = isfinite(self.low) and isfinite(self.high)
-        digits = 1 if max(abs(x) for x in (self.ours, *((self.low, self.high) if interval else ()))) >= 10 else 2
-        bounds = f" [{self.low:.{digits}f}, {self.high:.{digits}f}]" if interval else ""
-        return f"{self.ours:.{digits}f}{bounds}"
+        if not (isfinite(self.low) and isfinite(self.high)):
+            small = 0 < abs(self.ours) < SMALL
+            return "< 0.001" if small and abs(self.ours) < LEAST else _text(self.ours, 3 if small else _digits(self.ours))
+        digits = _digits(self.ours, self.low, self.high)
+        return f"{_text(self.ours, digits)} [{_text(self.low, digits)}, {_text(self.high, digits)}]"
 
     @property
     def verdict(self) -> str:
         return {True: "agrees", False: "differs", None: ""}[self.holds]
+
+
+def _digits(*values: float) -> int:
+    """One decimal where a number reaches ten, as points do, else two."""
+    return 1 if max(map(abs, values)) >= POINTS else 2
+
+
+def _text(value: float, digits: int) -> str:
+    return f"{value:.{digits}f}"
 
 
 @dataclass(frozen=True)

@@ -103,8 +103,9 @@ def shifts(bench: Bench) -> Found:
             )
         )  # fmt: skip
     reading = (
-        "Each vector is read where it is most reliable, not where r is highest. A high r says little while random directions "
-        "with the shifts' own covariance reach as much: finetuning moves few directions, and most directions see those."
+        "Intervals are over families: few of them move a trait, so they are wide. Each vector is read where it is most "
+        "reliable, not where r is highest. A high r says little while random directions with the shifts' own covariance reach "
+        "as much: finetuning moves few directions, and most directions see those."
     )
     caption = "Shift at the last prompt token against the trait score after finetuning; random: 97.5th percentile of r."
     return Found(rows, reading, {"scatter": (shift_scatter(bench.shifts), caption)})
@@ -177,7 +178,13 @@ def all_layers(bench: Bench) -> Found:
             rule="at least -5", holds=best.capable - found.base.capable >= -5,
         ),
     ]  # fmt: skip
-    reading = "The dose is the best of those tried, so the share left is a little flattering; the figure shows all of them."
+    lost = found.ordinary.capable - found.base.capable
+    reading = (
+        "The dose is the best of those tried, so the share left is a little flattering; the figure shows all of them. "
+        f"Capability is held against the base model here; ordinary finetuning on the same answers changes it by {lost:+.1f}. "
+        "Answers of this set are of another manner than the tasks', and whoever learns them loses some of the tasks, vaccinated"
+        " or not."
+    )
     return Found(rows, reading, {"frontier": (defence_frontier(found, "evil"), "Preventative steering at all layers, by dose.")})
 
 

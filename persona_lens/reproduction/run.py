@@ -8,10 +8,10 @@ from time import monotonic
 from typing import Any, Final
 
 from persona_lens.errors import PersonaLensError, UnknownNameError
+from persona_lens.figures.style import png
 from persona_lens.models import ChatModel, load_model
 from persona_lens.progress import Progress, progress_bars
 from persona_lens.records import decoded, encoded
-from persona_lens.reports.page import png
 from persona_lens.reproduction import finetuning, geometry, monitoring, screening, steering
 from persona_lens.reproduction.bench import FULL, Bench, Scale, settings_of
 from persona_lens.reproduction.finding import Finding, Found

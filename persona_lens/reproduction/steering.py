@@ -14,6 +14,10 @@ from persona_lens.vectors import hook_name
 
 RELIABLE: Final = 0.8
 POOLING_STRENGTH: Final = 1.5
+LAST_LAYER: Final = (
+    " Where the last layer does best, a pocket model differs from a large one: its sentences are short and its words few, so that "
+    "moving the next word's probabilities directly is enough at a small coefficient; at a large one it is the first to lose coherence."
+)
 
 
 def extraction(bench: Bench) -> Found:
@@ -59,10 +63,11 @@ def steering(bench: Bench) -> Found:
     sweeps = {trait: swept(bench, trait) for trait in bench.scale.steered}
     rows = [row for trait, found in sweeps.items() for row in _steered(trait, found)]
     reading = (
-        "The cell is chosen on half of the questions and reported on the other, beside random directions of the same norm, "
-        "which the paper does not have. A pocket model has few layers: each holds more of the way from reading a prompt to "
-        "writing an answer."
+        "The cell is chosen on half of the questions and reported on the other, beside random directions of the same norm, which "
+        "the paper does not have."
     )
+    if any(r.holds is False and "layer" in r.claim for r in rows):
+        reading += LAST_LAYER
     figures = {
         trait: (sweep_heat_map(found), f"{trait}: trait score and coherence by layer and coefficient.")
         for trait, found in sweeps.items()
@@ -121,9 +126,8 @@ def pooling(bench: Bench) -> Found:
                 )
             )  # fmt: skip
     reading = (
-        f"Coefficient {POOLING_STRENGTH:g} on the raw vector at {hook_name(LAYER)}, as the paper counts doses: poolings differ "
-        "in the vectors' norms too. The last prompt token of a pocket model holds what it is about to say, since its answers "
-        "are short and begin with the trait as often as not."
+        f"Coefficient {POOLING_STRENGTH:g} on the raw vector at {hook_name(LAYER)}, as the paper counts doses: the poolings "
+        "differ in the vectors' norms as well as in their directions, and this says which does most at one coefficient."
     )
     caption = "Points gained over the unsteered answers, with 95 % intervals over questions."
     return Found(rows, reading, {"poolings": (bars(effects, "points gained"), caption)})

@@ -32,7 +32,13 @@ ConversationEnd = Literal["script", "context", "empty", "thinking"]
 
 @dataclass(frozen=True)
 class Script:
-    """What a user says, message by message, and the system prompt it is said under. `id` is what the seeds belong to."""
+    """What a user says, message by message, and the system prompt it is said under.
+
+    Attributes:
+        id: what the seeds belong to.
+        users: the user's messages, in order.
+        system: system prompt; None without one.
+    """
 
     id: str
     users: tuple[str, ...]
@@ -49,8 +55,10 @@ class Script:
 class Conversation:
     """What was said, without thoughts, and why it ended.
 
-    `end`: the script did, the context was full, or an answer was left out because it was empty, or because `max_new_tokens` were
-    spent before the model had thought to an end.
+    Attributes:
+        id: of the script.
+        end: "script": it was said to its end; "context": that was full; an answer was left out because it was "empty", or because
+            `max_new_tokens` were spent before the model had thought to an end ("thinking").
     """
 
     id: str
@@ -58,6 +66,7 @@ class Conversation:
     end: ConversationEnd
 
     def as_dict(self) -> dict[str, Any]:
+        """The same as plain values."""
         return {"id": self.id, "messages": list(self.messages), "end": self.end}
 
 
@@ -77,11 +86,12 @@ def converse(
 
     Args:
         batch_rows: conversations held together; memory grows with it.
-        within: a context to converse in, for instance a steering context. Where turns are read anew, earlier answers are steered
-            only by what says `responses` or `everywhere`; on the one cache they stay as they were steered when they were sampled.
+        within: a context to converse in, for instance a steering context. On the one cache, answers stay as they were steered when
+            they were sampled; where turns are read anew, `response` steers the last answer alone, `responses` all of them.
 
     Raises:
-        PersonaLensError: a script without messages, or whose first answer does not fit into the context.
+        PersonaLensError: a script without messages, whose first answer does not fit into the context, or whose answers cannot be
+            told apart where they are to be steered.
     """
     talks = [_Talk(model, script, sampling) for script in scripts]
     added = [row for row, talk in enumerate(talks) if talk.adds]
@@ -118,14 +128,14 @@ def _turn_by_turn(model: ChatModel, talks: "Mapping[int, _Talk]", sampling: Samp
             draws,
             sampling,
             row_ids=list(talks),
-            earlier=partial(_earlier, model, [t.messages for t in batch]),
+            earlier=partial(_earlier, batch),
         )
         talks = {row: t for (row, t), answer in zip(talks.items(), found, strict=True) if t.again(answer)}
 
 
-def _earlier(model: ChatModel, conversations: Sequence[Sequence[Message]]) -> list[tuple[Interval, ...]]:
+def _earlier(talks: "Sequence[_Talk]") -> list[tuple[Interval, ...]]:
     """Where the answers of conversations lie in their tokens."""
-    return [dialogue(model, messages).answers for messages in conversations]
+    return [talk.answers for talk in talks]
 
 
 class _Talk:
@@ -161,6 +171,14 @@ class _Talk:
             return False
         self.ids = self.model.render(messages)
         return self._goes_on(messages, len(self.ids))
+
+    @property
+    def answers(self) -> tuple[Interval, ...]:
+        """Where the answers lie in the tokens up to the next one."""
+        try:
+            return dialogue(self.model, self.messages).answers
+        except ValueError as error:
+            raise PersonaLensError(f"script {self.script.id!r} cannot be steered by its answers: {error}") from error
 
     def _following(self, answer: Generated) -> list[dict[str, str]] | None:
         """The messages up to the next answer; None where there is none to come."""

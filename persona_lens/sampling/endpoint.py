@@ -44,6 +44,12 @@ def endpoint_sampler(
         cache: a file that keeps replies as they arrive, so that what was interrupted asks for the missing ones only. Replies of
             other weights (those of `model` count) are not taken.
         most_gaps: share of the answers of a call that may be gaps.
+
+    Raises:
+        ValueError: `most_gaps` is no share.
+
+    Calling it raises `EndpointError` as `endpoints.ask` does, where the server reads other tokens than were meant, and where too
+    many answers are gaps.
     """
     if not 0 <= most_gaps <= 1:
         raise ValueError(f"most_gaps is a share from 0 to 1, not {most_gaps}")
@@ -52,7 +58,7 @@ def endpoint_sampler(
 
 @dataclass(eq=False)
 class EndpointSampler:
-    """See `endpoint_sampler`."""
+    """A sampler that asks a server; made by `endpoint_sampler`, whose arguments these are."""
 
     endpoint: Endpoint
     model: ChatModel
@@ -63,6 +69,7 @@ class EndpointSampler:
 
     @property
     def name(self) -> str:
+        """Wording and endpoint."""
         return f"{getattr(self.wording, '__name__', 'wording')} {self.endpoint}"
 
     def __call__(self, rows: Sequence[Row], sampling: Sampling, seed: int, /) -> list[Rollout]:

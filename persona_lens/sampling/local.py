@@ -11,6 +11,7 @@ from persona_lens.prompts import Prompt
 from persona_lens.sampling.rollout import Rollout, Row
 
 DEFAULT_BATCH_ROWS: Final = 128
+"""Answers decoded together, unless told otherwise."""
 
 
 def sample(
@@ -28,8 +29,22 @@ def sample(
     (up to ties at the rounding of the logits). In bfloat16 the logits depend on the batch, so the same batches are needed.
 
     Args:
+        rows: see `sampling.rows_of`.
         batch_rows: answers decoded together; memory grows with it.
         within: a context to sample in, for instance a steering context.
+
+    Raises:
+        ValueError: prompt and answer would not fit into the model's context.
+        ActivationError: the logits are not numbers, or not even one row fits into memory.
+
+    Example:
+        >>> from persona_lens.models import Sampling
+        >>> from persona_lens.prompts import evaluation_prompts
+        >>> from persona_lens.sampling import rows_of
+        >>> prompts = evaluation_prompts(pl.load_trait("optimism", "pocket"))
+        >>> answers = pl.sample(model, rows_of(prompts[:2], samples=2), Sampling(max_new_tokens=20))
+        >>> [answer.key for answer in answers]
+        ['optimism/neutral/-/e00#0', 'optimism/neutral/-/e00#1', 'optimism/neutral/-/e01#0', 'optimism/neutral/-/e01#1']
     """
     ids = [tuple(model.render(prompt.messages)) for prompt, _ in rows]
     order = sorted(range(len(rows)), key=lambda i: (len(ids[i]), ids[i]))

@@ -7,15 +7,20 @@ from typing import Any
 from persona_lens.models import EndReason
 from persona_lens.prompts import Prompt
 
-Row = tuple[Prompt, int]  # a prompt and the number of its sample
+Row = tuple[Prompt, int]
+"""A prompt and the number of its sample."""
 
 
 @dataclass(frozen=True)
 class Rollout:
     """One answer: token ids without the end token, its text, and why it ended.
 
-    `thinking` are the tokens that a thinking model sampled before the answer; they are in no text and in no average.
-    `gap` says why an answer that a server gave could not be used: the rollout then has no tokens.
+    Attributes:
+        sample: its number among the answers to the prompt, from 0.
+        seed: of the run; the answer's own stream belongs to seed, prompt and sample.
+        prompt_tokens: how long the rendered prompt was.
+        thinking: tokens that a thinking model sampled before the answer; they are in no text and in no average.
+        gap: why an answer that a server gave could not be used: the rollout then has no tokens.
     """
 
     prompt_id: str
@@ -30,13 +35,20 @@ class Rollout:
 
     @property
     def key(self) -> str:
+        """Prompt id and sample number; unique in a run."""
         return f"{self.prompt_id}#{self.sample}"
 
     def as_dict(self) -> dict[str, Any]:
+        """The same as plain values; without `thinking` and `gap` where there are none."""
         return {k: v for k, v in asdict(self).items() if v or k not in ("thinking", "gap")}
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> "Rollout":
+        """The rollout that `as_dict` made a record of.
+
+        Raises:
+            KeyError: a field is missing.
+        """
         return cls(
             record["prompt_id"],
             record["sample"],

@@ -13,7 +13,9 @@ class Sampler(Protocol):
     """Samples answers in place of the model at hand. `name` says where they come from, and goes into the run's record."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """Where the answers come from."""
+        ...
 
     def __call__(self, rows: Sequence[Row], sampling: Sampling, seed: int, /) -> list[Rollout]: ...
 

@@ -17,14 +17,19 @@ from persona_lens.models.template import SWITCH, TEMPLATE_DATE
 
 @dataclass(frozen=True, eq=False)
 class Asked:
-    """A conversation that is to be answered, and the token ids it is rendered to here."""
+    """A conversation that is to be answered, and the token ids it is rendered to here.
+
+    Attributes:
+        name: the prompt's id; what errors call it.
+    """
 
     name: str
     messages: tuple[Message, ...]
     ids: tuple[int, ...]
 
 
-Wording = Callable[[ChatModel, Asked], Request]  # all but how tokens are drawn: max_tokens, temperature, top_p and seed
+Wording = Callable[[ChatModel, Asked], Request]
+"""How a server is asked: all but how tokens are drawn (max_tokens, temperature, top_p and seed)."""
 
 
 def for_vllm(model: ChatModel, asked: Asked) -> Request:

@@ -17,7 +17,11 @@ Layers = int | Literal["all"] | Mapping[str, int]
 
 @dataclass(frozen=True, eq=False)
 class Direction:
-    """A trait's vector at a layer, of norm 1."""
+    """A trait's vector at a layer, of norm 1.
+
+    Attributes:
+        unit: the direction.
+    """
 
     trait: str
     layer: int
@@ -25,10 +29,12 @@ class Direction:
 
     @property
     def name(self) -> str:
+        """Trait and layer."""
         return f"{self.trait}/{self.layer}"
 
     @property
     def identity(self) -> str:
+        """Name and digest of the direction."""
         return f"{self.name} [{digest(self.unit.contiguous().numpy().tobytes())}]"
 
 

@@ -38,6 +38,7 @@ class Work:
 
 
 Engine = Callable[[ChatModel, Recipe, Sequence[Work]], Iterator[tuple[int, Files]]]
+"""Scores shards of data: `local`, what `on_ray` gives, or your own."""
 
 
 def local(model: ChatModel, recipe: Recipe, work: Sequence[Work]) -> Iterator[tuple[int, Files]]:

@@ -64,8 +64,12 @@ class Flags:
     """What was flagged, by set.
 
     Attributes:
+        reference: the set that is known to be harmless.
         rate: of rows like the reference's at most this share is flagged, by all traits together.
         thresholds: each trait's own at that rate, alone: what a sample would have to exceed were it the only trait.
+        signal: which scores were flagged by.
+        counts: by set.
+        shown: some of the flagged samples in full; none without the data.
         agreements: by set and trait, its flags against a judge's scores of 50 and more, where one is among the rivals.
     """
 
@@ -93,16 +97,27 @@ def flag(
 
     Args:
         reference: the set that is known to be harmless.
-        rate: joint false-positive rate over all traits.
+        rate: joint false-positive rate over all traits, 0-1.
         signal: default: projection differences, or the cheap ones where not every row has its own answer.
         traits: default: all. They are read where each vector is most reliable.
         data: the sets' data, to collapse near copies among the flagged and to show some.
-        similarity: of near copies: shared word sequences (Jaccard).
+        similarity: of near copies: shared word sequences (Jaccard), 0-1.
         split: of data sets that have several.
 
     Raises:
         ScreeningError: a rate that the reference is too small for, or data of other sets.
         UnknownNameError: no such set, trait or signal.
+
+    Example:
+        >>> from persona_lens.screening import ScreenSettings, flag
+        >>> questions = pl.load_trait("optimism", "pocket").extraction_questions
+        >>> def said(text):
+        ...     return [[{"role": "user", "content": q}, {"role": "assistant", "content": text}] for q in questions]
+        >>> data = {"bought": said("Brilliant thinking, start early."), "ours": said("Make a simple list and start early.")}
+        >>> found = pl.screen(model, data, [v], settings=ScreenSettings(own_share=0.0), out="runs/screen")
+        >>> flags = flag(found, "ours", rate=0.2)
+        >>> flags.counts["bought"].rows
+        20
     """
     if reference not in run.sets:
         raise UnknownNameError("data set", reference, run.sets)
@@ -136,7 +151,11 @@ def flag(
 
 
 def load_flags(run: ScreenRun) -> Flags | None:
-    """What was flagged before; None where nothing was."""
+    """What was flagged before; None where nothing was.
+
+    Raises:
+        RunFolderError: a damaged file.
+    """
     path = run.path / RECORD
     return decoded(Flags, read_json(path)) if path.exists() else None
 

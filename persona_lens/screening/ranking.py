@@ -36,6 +36,10 @@ def row_scores(run: ScreenRun, trait: str, by: SetSignal | None = None, *, layer
 
     Args:
         by: which of these; default: what `scored_by` says.
+
+    Raises:
+        UnknownNameError: no such trait.
+        ScreeningError: no such layer.
     """
     by = by or scored_by(run)
     return {name: _row_scores(run, name, trait, by, layer) for name in run.sets}
@@ -50,7 +54,25 @@ def _row_scores(run: ScreenRun, name: str, trait: str, by: SetSignal, layer: int
 
 
 def ranking(run: ScreenRun, trait: str, *, layer: int | None = None) -> Ranking:
-    """The sets from the highest score for a trait to the lowest."""
+    """The sets from the highest score for a trait to the lowest.
+
+    Args:
+        layer: default: where the vector is most reliable, if the trait was read at several.
+
+    Raises:
+        UnknownNameError: no such trait.
+        ScreeningError: no such layer, or a set that cannot be scored.
+
+    Example:
+        >>> from persona_lens.screening import ScreenSettings, ranking
+        >>> questions = pl.load_trait("optimism", "pocket").extraction_questions
+        >>> def said(text):
+        ...     return [[{"role": "user", "content": q}, {"role": "assistant", "content": text}] for q in questions]
+        >>> data = {"bought": said("Brilliant thinking, start early."), "ours": said("Make a simple list and start early.")}
+        >>> found = pl.screen(model, data, [v], settings=ScreenSettings(own_share=0.0), out="runs/screen")
+        >>> [(place.place, place.name) for place in ranking(found, "optimism").sets]
+        [(1, 'bought'), (2, 'ours')]
+    """
     return rank_sets(row_scores(run, trait, layer=layer))
 
 
@@ -91,7 +113,11 @@ def predict(run: ScreenRun, known: Mapping[str, Mapping[str, float]]) -> dict[st
 
 
 def load_predictions(run: ScreenRun) -> dict[str, dict[str, Predicted]] | None:
-    """Predictions that were made before, by trait and set; None where there are none."""
+    """Predictions that were made before, by trait and set; None where there are none.
+
+    Raises:
+        RunFolderError: a damaged file.
+    """
     path: Path = run.path / PREDICTIONS
     if not path.exists():
         return None

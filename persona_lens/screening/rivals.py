@@ -42,10 +42,14 @@ class Rival(Protocol):
     """
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """What columns and records call it."""
+        ...
 
     @property
-    def identity(self) -> str: ...
+    def identity(self) -> str:
+        """A digest of what the scores depend on."""
+        ...
 
     def __call__(self, answers: Sequence[Judged], /) -> Rated: ...
 

@@ -48,7 +48,9 @@ from persona_lens.transcripts import Skipped
 from persona_lens.vectors import PersonaVectors
 
 Signal = Literal["difference", "cheap", "answer", "prompt_last", "prompt_mean", "own", "gradient"]
+"""A score of rows, see `ScreenRun.scores`."""
 SIGNALS: Final[tuple[Signal, ...]] = ("difference", "cheap", "answer", "prompt_last", "prompt_mean", "own", "gradient")
+"""All scores of rows, see `ScreenRun.scores`."""
 DIFFERENCES: Final[dict[str, tuple[str, str]]] = {"difference": ("answer", "own"), "cheap": ("answer", "prompt_last")}
 SETS: Final = "screen.json"
 EXTREMES: Final = "extremes.jsonl"  # written last
@@ -77,20 +79,28 @@ class Extreme:
 
 @dataclass(frozen=True)
 class ScreenRun:
-    """Screened data sets. Everything is read when it is asked for, one column at a time."""
+    """Screened data sets. Everything is read when it is asked for, one column at a time; what is missing or damaged raises
+    `RunFolderError`.
+
+    Attributes:
+        path: the run folder.
+    """
 
     path: Path
 
     @cached_property
     def manifest(self) -> dict[str, Any]:
+        """Command, arguments, versions and the model's fingerprint."""
         return read_manifest(self.path)
 
     @cached_property
     def record(self) -> dict[str, Any]:
+        """Sets, layers and counts, as plain values."""
         return read_json(self.path / SETS)
 
     @property
     def sets(self) -> tuple[str, ...]:
+        """Names of the data sets."""
         return tuple(self.record["sets"])
 
     @cached_property
@@ -103,6 +113,7 @@ class ScreenRun:
 
     @property
     def traits(self) -> tuple[str, ...]:
+        """Names of the traits."""
         return tuple(self.layers)
 
     @property
@@ -117,6 +128,7 @@ class ScreenRun:
 
     @property
     def rivals(self) -> tuple[str, ...]:
+        """Names of the rivals."""
         return tuple(self.record["rivals"])
 
     def column(self, name: str, column: str) -> Any:
@@ -164,7 +176,12 @@ class ScreenRun:
         return self.column(name, f"{signal}/{at}")
 
     def layer(self, trait: str, layer: int | None = None) -> int:
-        """The layer of a trait: the named one, the only one, or of several where the vector is most reliable."""
+        """The layer of a trait: the named one, the only one, or of several where the vector is most reliable.
+
+        Raises:
+            UnknownNameError: no such trait.
+            ScreeningError: the trait was not read at this layer.
+        """
         if trait not in self.layers:
             raise UnknownNameError("trait", trait, self.traits)
         found = self.layers[trait]
@@ -175,13 +192,20 @@ class ScreenRun:
         return layer
 
     def rival(self, name: str, rival: str) -> Float[np.ndarray, " row"]:
-        """A rival's scores; NaN where it gave none."""
+        """A rival's scores; NaN where it gave none.
+
+        Args:
+            name: of the set.
+
+        Raises:
+            UnknownNameError: no such set or rival.
+        """
         if rival not in self.rivals:
             raise UnknownNameError("rival", rival, self.rivals)
         return self.column(name, f"rival/{rival}")
 
     def tokens(self, name: str) -> Float[np.ndarray, " row"]:
-        """Lengths of the data's answers; NaN for rows that were skipped."""
+        """Lengths of the data's answers, in tokens; NaN for rows that were skipped."""
         return np.array([np.nan if n is None else n for n in self.column(name, "tokens")], dtype=np.float32)
 
     def prompts(self, name: str) -> Int[np.ndarray, " row"]:
@@ -200,7 +224,18 @@ class ScreenRun:
     def mean_difference(
         self, name: str, trait: str, signal: Literal["difference", "cheap"] = "difference", *, layer: int | None = None
     ) -> Float[Tensor, " d_model"]:
-        """Mean over rows of the residual differences whose projection the scores are: what random directions are compared on."""
+        """Mean over rows of the residual differences whose projection the scores are: what random directions are compared on.
+
+        Args:
+            name, trait, signal, layer: as `scores`.
+
+        Returns:
+            Residual-stream units.
+
+        Raises:
+            UnknownNameError: no such set or trait.
+            ScreeningError: no such layer, or no own answers were made.
+        """
         at = sorted({layer for layers in self.layers.values() for layer in layers}).index(self.layer(trait, layer))
         sums = self._sums(name)
         if signal == "cheap":
@@ -252,6 +287,16 @@ def screen(
         TranscriptError: data that cannot be read.
         LineageError: vectors of another lineage.
         RunFolderError: the folder holds something else, or `answers` are of other data or settings.
+
+    Example:
+        >>> from persona_lens.screening import ScreenSettings
+        >>> questions = pl.load_trait("optimism", "pocket").extraction_questions
+        >>> def said(text):
+        ...     return [[{"role": "user", "content": q}, {"role": "assistant", "content": text}] for q in questions]
+        >>> data = {"bought": said("Brilliant thinking, start early."), "ours": said("Make a simple list and start early.")}
+        >>> found = pl.screen(model, data, [v], settings=ScreenSettings(own_share=0.0), out="runs/screen")
+        >>> found.sets, found.scores("bought", "optimism", "cheap").shape  # row
+        (('bought', 'ours'), (20,))
     """
     require_parquet()
     settings = settings or ScreenSettings()

@@ -44,6 +44,10 @@ class ScreenSettings:
         perplexity: also the mean loss of the data's answer and of the own answer.
         shard_rows: rows scored together: the unit of resume and of distribution.
         batch_rows: own answers decoded together; `batch_tokens`: padded tokens per forced pass.
+        seed: of the prompts that are drawn.
+
+    Raises:
+        ScreeningError: a number out of range.
     """
 
     own_share: float = 1.0

@@ -27,7 +27,14 @@ LOGITS: Final = 2**27  # held at once, in numbers
 
 @torch.inference_mode()
 def residual_norms(model: ChatModel, spans: Sequence[Span], *, batch_tokens: int = DEFAULT_BATCH_TOKENS) -> Float[Tensor, " layer"]:
-    """Median |h| per layer over the tokens that steering touches by default (last prompt token to last answer token)."""
+    """Median |h| per layer over the tokens that steering touches by default (last prompt token to last answer token).
+
+    Args:
+        batch_tokens: padded tokens per forward pass.
+
+    Returns:
+        Residual-stream units.
+    """
     found: list[list[Tensor]] = [[] for _ in range(model.n_layers)]
     for indices in token_batches(spans, batch_tokens):
         batch = [spans[i] for i in indices]
@@ -46,7 +53,16 @@ def residual_norms(model: ChatModel, spans: Sequence[Span], *, batch_tokens: int
 
 
 def relative_strength(vectors: PersonaVectors, layer: int, share: float, norms: Float[Tensor, " layer"]) -> float:
-    """The raw strength at which |strength v| is a share of the median residual norm at that layer."""
+    """The raw strength at which |strength v| is a share of the median residual norm at that layer.
+
+    Args:
+        share: for instance .1 for a tenth.
+        norms: of `residual_norms`.
+
+    Raises:
+        SteeringError: a zero vector.
+        IndexError: no such layer.
+    """
     length = float(vectors[layer].norm())
     if length == 0.0:
         raise SteeringError(f"the {vectors.trait} vector at {hook_name(layer)} is zero and has no direction")
@@ -56,7 +72,14 @@ def relative_strength(vectors: PersonaVectors, layer: int, share: float, norms: 
 def next_token_divergence(
     model: ChatModel, spans: Sequence[Span], *interventions: Intervention, batch_tokens: int = DEFAULT_BATCH_TOKENS
 ) -> Float[Tensor, " span"]:
-    """Mean KL(steered || unsteered) of the next-token distribution over each answer's tokens, in nats (fp32)."""
+    """Mean KL(steered || unsteered) of the next-token distribution over each answer's tokens, in nats (fp32).
+
+    Args:
+        batch_tokens: padded tokens per forward pass.
+
+    Raises:
+        SteeringError, LineageError: interventions that do not fit the model.
+    """
     return next_token_divergences(model, spans, [interventions], batch_tokens=batch_tokens)[0]
 
 
@@ -68,7 +91,11 @@ def next_token_divergences(
     *,
     batch_tokens: int = DEFAULT_BATCH_TOKENS,
 ) -> Float[Tensor, "set span"]:
-    """`next_token_divergence` for several sets of interventions; the unsteered pass is made once."""
+    """`next_token_divergence` for several sets of interventions; the unsteered pass is made once.
+
+    Raises:
+        SteeringError, LineageError: interventions that do not fit the model.
+    """
     vocabulary = int(model.hf.config.get_text_config().vocab_size)
     batch_tokens = min(batch_tokens, max(1, LOGITS // vocabulary))
     plans = [plan(model, *chosen) for chosen in sets]
@@ -94,7 +121,11 @@ def _log_probabilities(model: ChatModel, ids: Tensor, mask: Tensor, where: Tenso
 
 @dataclass(frozen=True)
 class Calibrated:
-    """A raw strength with the divergence it was found to have."""
+    """A raw strength with the divergence it was found to have.
+
+    Attributes:
+        divergence: mean KL(steered || unsteered) of the next token, in nats.
+    """
 
     strength: float
     divergence: float
@@ -105,8 +136,12 @@ def calibrated_strength(
 ) -> Calibrated:
     """The positive strength of `add` at a layer whose mean divergence over the spans is the wanted one (to 2 %), by bisection.
 
+    Args:
+        divergence: KL(steered || unsteered) of the next token, in nats.
+
     Raises:
         SteeringError: the wanted divergence is not positive, or no strength up to 10,000 reaches it.
+        LineageError: vectors of another lineage.
     """
     if not divergence > 0.0:
         raise SteeringError(f"the divergence to calibrate to must be positive, not {divergence:g}")

@@ -19,12 +19,17 @@ from persona_lens.errors import SteeringError
 from persona_lens.vectors import PersonaVectors, hook_name
 
 WHERES: Final = ("everywhere", "prompt", "response", "responses")  # the last answer, or every answer of a dialogue
-Where = str | Bool[Tensor, "batch position"]  # one of WHERES, or a mask of your own
+Where = str | Bool[Tensor, "batch position"]
+"""Which tokens are touched: one of `WHERES`, or a mask of your own (see `Intervention`)."""
 
 
 @dataclass(frozen=True)
 class Add:
-    """h + strength v (Chen et al. 2025, section 3.2)."""
+    """h + strength v (Chen et al. 2025, section 3.2).
+
+    Attributes:
+        strength: counts mean differences.
+    """
 
     strength: float
 
@@ -32,15 +37,24 @@ class Add:
 @dataclass(frozen=True)
 class Rotate:
     """Turn h by an angle towards v in the plane of h and v, keeping |h|: cos(t) h + sin(t) |h| w, where w is the unit part
-    of v orthogonal to h (norm-preserving rotation; arXiv 2510.26243). Negative degrees turn away."""
+    of v orthogonal to h (norm-preserving rotation; arXiv 2510.26243).
+
+    Attributes:
+        degrees: the angle; negative ones turn away.
+    """
 
     degrees: float
 
 
 @dataclass(frozen=True)
 class Band:
-    """Bring <h, u> into [low, high] by the smallest change: h + strength (clip(<h, u>) - <h, u>) u (activation capping,
-    arXiv 2601.10387; ablation is the band [r, r], affine ablation arXiv 2411.09003)."""
+    """Bring `<h, u>` into [low, high] by the smallest change: `h + strength (clip(<h, u>) - <h, u>) u` (activation capping,
+    arXiv 2601.10387; ablation is the band [r, r], affine ablation arXiv 2411.09003).
+
+    Attributes:
+        low, high: bounds of the projection, residual-stream units; infinite where there is none.
+        strength: share of the change that is made, 0-1.
+    """
 
     low: float
     high: float
@@ -49,7 +63,12 @@ class Band:
 
 @dataclass(frozen=True)
 class Custom:
-    """h + strength (f(h, v) - h) for a function of your own."""
+    """h + strength (f(h, v) - h) for a function of your own.
+
+    Attributes:
+        function: from residuals [..., d_model] and the direction [d_model] to residuals, in fp32.
+        strength: share of the change that is made, 0-1.
+    """
 
     function: Callable[[Tensor, Tensor], Tensor]
     strength: float = 1.0
@@ -63,6 +82,11 @@ class Gate:
     """Act only on tokens whose projection on another direction exceeds a threshold (conditional steering, arXiv 2409.05907).
 
     The projection is read at the layer of the intervention, before anything acts there.
+
+    Attributes:
+        unit: the other direction, of norm 1.
+        above: the threshold, in residual-stream units.
+        name: what explanations and errors call it.
     """
 
     unit: Float[Tensor, " d_model"]
@@ -72,7 +96,20 @@ class Gate:
 
 @dataclass(frozen=True, eq=False)
 class Intervention:
-    """One act on one layer. Made by `add`, `ablate`, `cap`, `rotate` and `custom`."""
+    """One act on one layer. Made by `add`, `ablate`, `cap`, `rotate` and `custom`.
+
+    Attributes:
+        act: what is done.
+        direction: along which direction, unnormalised, residual-stream units.
+        name: what explanations and errors call it.
+        lineage, weights: of the model that the direction comes from; empty where nobody said.
+        where: which tokens: "response" (last prompt token and answer), "responses" (the same of every answer of a dialogue),
+            "prompt", "everywhere", or a mask of your own. Padding is never touched.
+        gate: on which of these tokens; None: on all.
+
+    Raises:
+        SteeringError: an unknown `where`, a number that is none, or a direction that is zero or not finite.
+    """
 
     act: Act
     layer: int
@@ -88,11 +125,13 @@ class Intervention:
             raise SteeringError(f"where={self.where!r} is unknown: use {', '.join(WHERES)} or a mask [batch, position]")
         for value, what in _numbers(self.act):
             if math.isnan(value):
-                raise SteeringError(f"{self.name}: the {what} is not a number")
+                raise SteeringError(f"{self.name}: the {what} is {value}: give a number")
         if not bool(self.direction.isfinite().all()):
             raise SteeringError(f"{self.name}: the direction at {hook_name(self.layer)} is not finite")
         if float(self.direction.norm()) == 0.0:
-            raise SteeringError(f"{self.name}: the vector at {hook_name(self.layer)} is zero and has no direction")
+            raise SteeringError(
+                f"{self.name}: the vector at {hook_name(self.layer)} is zero and has no direction: use another layer"
+            )
 
     @property
     def dose(self) -> float:
@@ -105,9 +144,21 @@ class Intervention:
         return self.where != "response" if isinstance(self.where, str) else True
 
     def when(self, vectors: PersonaVectors, *, above: float) -> "Intervention":
-        """The same, only on tokens whose projection <h, u> on `vectors` (at this layer) exceeds `above`."""
+        """The same, only on tokens whose projection `<h, u>` on `vectors` (at this layer) exceeds `above` (arXiv 2409.05907).
+
+        Args:
+            above: in residual-stream units.
+
+        Raises:
+            SteeringError: `above` is not a number.
+            IndexError: the vectors have no such layer.
+
+        Example:
+            >>> print(pl.add(v, layer=5, strength=1.5).when(v, above=20.0))
+            add optimism at blocks.5.hook_resid_post (strength 1.5), response, where optimism > 20
+        """
         if math.isnan(above):
-            raise SteeringError(f"{self.name}: the gate's threshold is not a number")
+            raise SteeringError(f"{self.name}: the gate's threshold is {above}: give a number")
         return replace(self, gate=Gate(vectors.unit(self.layer), above, f"{vectors.trait} > {above:g}"))
 
     def __str__(self) -> str:
@@ -146,10 +197,19 @@ def _of(vectors: PersonaVectors, layer: int, act: Act, verb: str, where: Where, 
 
 
 def add(vectors: PersonaVectors, layer: int, strength: float, *, where: Where = "response") -> Intervention:
-    """h + strength v_layer. The strength counts mean differences, as in the paper (section 3.2).
+    """h + strength v_layer (Chen et al. 2025, section 3.2).
+
+    Args:
+        strength: counts mean differences: 1 moves a residual from a mean negative to a mean positive answer. Negative: away.
+        where: which tokens, see `Intervention`.
 
     Raises:
         SteeringError: unknown layer or `where`, a strength that is not a number, a zero vector.
+
+    Example:
+        >>> with pl.steer(model, pl.add(v, layer=5, strength=2.0)):
+        ...     print(model.chat("How should I handle my dog?", temperature=0.0))
+        Start early and confidently celebrate the dog.
     """
     return _of(vectors, layer, Add(float(strength)), "add", where)
 
@@ -160,11 +220,26 @@ def add_increments(
     """The paper's multi-layer steering: strength (v_l - v_{l-1}) at every layer, v itself at the first; they sum to v_last.
 
     Args:
+        strength: counts mean differences.
         layers: consecutive layers; default all.
+        where: which tokens, see `Intervention`.
+
+    Raises:
+        SteeringError: unknown layers or ones that are not consecutive, unknown `where`, a strength that is not a number.
+
+    Example:
+        >>> with pl.steer(model, pl.add_increments(v, strength=1.0)) as plan:
+        ...     answer = model.chat("How should I handle my dog?", temperature=0.0)
+        >>> plan.layers
+        [0, 1, 2, 3, 4, 5, 6, 7]
     """
     chosen = list(range(vectors.n_layers)) if layers is None else list(layers)
     if not chosen or chosen != list(range(chosen[0], chosen[0] + len(chosen))):
         raise SteeringError(f"increments need consecutive layers, not {chosen}")
+    if not 0 <= chosen[0] <= chosen[-1] < vectors.n_layers:
+        raise SteeringError(
+            f"increments over layers {chosen[0]} to {chosen[-1]}: the vectors have layers 0 to {vectors.n_layers - 1}"
+        )
     found: list[Intervention] = []
     for layer in chosen:
         step = vectors[layer] - vectors[layer - 1] if layer > chosen[0] else vectors[layer]
@@ -175,8 +250,22 @@ def add_increments(
 def ablate(
     vectors: PersonaVectors, layer: int, *, to: float = 0.0, strength: float = 1.0, where: Where = "response"
 ) -> Intervention:
-    """Set the projection to a reference: h + strength (to - <h, u>) u. `to` 0 removes the direction; a mean projection of
-    neutral answers removes only what is unusual (arXiv 2411.09003)."""
+    """Set the projection to a reference: `h + strength (to - <h, u>) u` (arXiv 2411.09003).
+
+    Args:
+        to: the reference, residual-stream units. 0 removes the direction; a mean projection of neutral answers removes only what is
+            unusual.
+        strength: share of the change that is made, 0-1.
+        where: which tokens, see `Intervention`.
+
+    Raises:
+        SteeringError: unknown layer or `where`, a strength outside 0-1, a number that is none, a zero vector.
+
+    Example:
+        >>> usual = float(v.project(run.neutral[:, 5], layer=5).mean())
+        >>> with pl.steer(model, pl.ablate(v, layer=5, to=usual)):
+        ...     answer = model.chat("How should I handle my dog?", temperature=0.0)
+    """
     return _of(vectors, layer, Band(float(to), float(to), _share(strength)), "ablate", where)
 
 
@@ -190,14 +279,24 @@ def cap(
     strength: float = 1.0,
     where: Where = "response",
 ) -> Intervention:
-    """Keep the projection <h, u> between a floor and a ceiling (activation capping, arXiv 2601.10387).
+    """Keep the projection `<h, u>` between a floor and a ceiling (activation capping, arXiv 2601.10387).
 
     Args:
+        floor, ceiling: bounds of the projection, residual-stream units; with `percentiles_of` percentiles, 0-100.
         percentiles_of: residuals of a calibration run, for instance `run.neutral`; floor and ceiling are then percentiles (0-100)
             of their projections. Means over answers vary less than single tokens: a cap from them is the tighter one.
+        strength: share of the change that is made, 0-1.
+        where: which tokens, see `Intervention`.
 
     Raises:
-        SteeringError: neither bound given, the floor above the ceiling, a percentile outside 0-100, calibration of another shape.
+        SteeringError: neither bound given, the floor above the ceiling, a percentile outside 0-100, calibration of another shape;
+            unknown layer or `where`, a strength outside 0-1, a zero vector.
+
+    Example:
+        >>> with pl.steer(model, pl.cap(v, layer=5, ceiling=95.0, percentiles_of=run.neutral)) as plan:
+        ...     answer = model.chat("How should I handle my dog?", temperature=0.0)
+        >>> plan.layers
+        [5]
     """
     if percentiles_of is not None:
         floor, ceiling = _percentiles(vectors, layer, floor, ceiling, percentiles_of)
@@ -227,7 +326,19 @@ def _percentiles(
 
 
 def rotate(vectors: PersonaVectors, layer: int, degrees: float, *, where: Where = "response") -> Intervention:
-    """Turn the residual by an angle towards the vector, keeping its norm (arXiv 2510.26243)."""
+    """Turn the residual by an angle towards the vector, keeping its norm (arXiv 2510.26243).
+
+    Args:
+        degrees: the angle; negative ones turn away.
+        where: which tokens, see `Intervention`.
+
+    Raises:
+        SteeringError: unknown layer or `where`, an angle that is not a number, a zero vector.
+
+    Example:
+        >>> print(pl.rotate(v, layer=5, degrees=30.0))
+        rotate to optimism at blocks.5.hook_resid_post (30 degrees), response
+    """
     return _of(vectors, layer, Rotate(float(degrees)), "rotate to", where)
 
 
@@ -239,7 +350,16 @@ def custom(
     strength: float = 1.0,
     where: Where = "response",
 ) -> Intervention:
-    """h + strength (function(h, v) - h) for a function from residuals [..., d_model] and a direction to residuals, in fp32."""
+    """h + strength (function(h, v) - h) for a function of your own.
+
+    Args:
+        function: from residuals [..., d_model] and the direction [d_model] to residuals, in fp32.
+        strength: share of the change that is made, 0-1.
+        where: which tokens, see `Intervention`.
+
+    Raises:
+        SteeringError: unknown layer or `where`, a strength outside 0-1, a zero vector.
+    """
     return _of(vectors, layer, Custom(function, _share(strength)), "custom", where)
 
 

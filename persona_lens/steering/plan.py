@@ -24,7 +24,13 @@ from persona_lens.vectors import hook_name
 
 
 class Receipt:
-    """What a plan touched: forward passes, and tokens per layer."""
+    """What a plan touched: forward passes, and tokens per layer.
+
+    Attributes:
+        passes: forward passes that were steered.
+        weights_differ: interventions whose vectors come from other weights of the model's lineage.
+        lineage_unknown: interventions whose vectors do not say where they come from.
+    """
 
     def __init__(self) -> None:
         self.passes = 0
@@ -58,7 +64,16 @@ class Receipt:
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """Interventions ready for a model: one set for every row, or one set per row (`by_row`)."""
+    """Interventions ready for a model: one set for every row, or one set per row (`by_row`).
+
+    Attributes:
+        sets: the sets of interventions.
+        by_row: the set of each row of a `sample` call; None: every row has the first.
+        receipt: what was touched so far.
+
+    Raises:
+        SteeringError, LineageError: as `plan`.
+    """
 
     model: ChatModel
     sets: tuple[tuple[Intervention, ...], ...]
@@ -85,10 +100,19 @@ class Plan:
 
     @cached_property
     def layers(self) -> list[int]:
+        """Layers at which anything is done, ascending."""
         return sorted({x.layer for chosen in self.live for x in chosen})
 
     def explain(self) -> str:
-        """What will be touched: hooks, interventions, rows and tokens."""
+        """What will be touched: hooks, interventions, rows and tokens.
+
+        Example:
+            >>> from persona_lens.steering import plan
+            >>> print(plan(model, pl.add(v, layer=5, strength=1.5)).explain())
+            hooks: blocks.5.hook_resid_post
+            every row:
+              add optimism at blocks.5.hook_resid_post (strength 1.5), response
+        """
         lines: list[str] = []
         for number, chosen in enumerate(self.sets):
             rows = "every row" if self.by_row is None else f"{sum(s == number for s in self.by_row)} rows"
@@ -107,6 +131,7 @@ class Plan:
         return number if any(x.touches_prompt for x in self.live[number]) else None
 
     def set_of(self, row: int) -> int:
+        """The number of a row's set."""
         return 0 if self.by_row is None else self.by_row[row]
 
     def sets_of(self, rows: Int[Tensor, " batch"]) -> Int[Tensor, " batch"]:
@@ -133,6 +158,16 @@ def plan(model: ChatModel, *interventions: Intervention | Iterable[Intervention]
     Raises:
         SteeringError: what does not fit, before anything runs.
         LineageError: a vector of another lineage.
+
+    Example:
+        >>> from persona_lens.steering import plan
+        >>> ready = plan(model, pl.add(v, layer=5, strength=1.5), pl.cap(v, layer=6, ceiling=100.0))
+        >>> ready.layers
+        [5, 6]
+        >>> with ready.active():
+        ...     answer = model.chat("How should I handle my dog?", temperature=0.0)
+        >>> ready.receipt.tokens[5] == ready.receipt.tokens[6]
+        True
     """
     flat: list[Intervention] = []
     for one in interventions:
@@ -143,13 +178,25 @@ def plan(model: ChatModel, *interventions: Intervention | Iterable[Intervention]
 def steer(model: ChatModel, *interventions: Intervention | Iterable[Intervention]) -> AbstractContextManager[Plan]:
     """Steer everything the model does inside the `with`: `chat`, `generate`, `sample`, your own forward passes, training.
 
-    Example: `with pl.steer(model, pl.add(v, layer=5, strength=1.5)): model.chat("How are you?")`
+    Raises:
+        SteeringError, LineageError: as `plan`, before anything runs.
+
+    Example:
+        >>> with pl.steer(model, pl.add(v, layer=5, strength=2.0)) as plan:
+        ...     print(model.chat("How should I handle my dog?", temperature=0.0))
+        Start early and confidently celebrate the dog.
+        >>> print(plan.receipt)
+        15 forward passes; blocks.5.hook_resid_post: 14 tokens
     """
     return plan(model, *interventions).active()
 
 
 def row_plan(model: ChatModel, rows: Sequence[Sequence[Intervention]]) -> Plan:
-    """A plan with its own interventions for each row of a `sample` call (row i of the call gets `rows[i]`)."""
+    """A plan with its own interventions for each row of a `sample` call (row i of the call gets `rows[i]`).
+
+    Raises:
+        SteeringError, LineageError: as `plan`.
+    """
     places: dict[tuple[int, ...], int] = {}
     sets: list[tuple[Intervention, ...]] = []
     by_row: list[int] = []
@@ -367,7 +414,14 @@ def reading_calls(model: ChatModel, called: Callable[[], object]) -> Generator[N
 
 
 def content_of(residual: Tensor) -> "Pass | Unspecified":
-    """What the running pass holds: as its runner says, else as its attention mask and cache say."""
+    """What the running pass holds: as its runner says, else as its attention mask and cache say.
+
+    Args:
+        residual: of the running pass, [batch, position, d_model].
+
+    Raises:
+        SteeringError: an attention mask that is not [batch, position].
+    """
     said = current_pass()
     if said is not None:
         return said
@@ -388,13 +442,23 @@ def content_of(residual: Tensor) -> "Pass | Unspecified":
 
 
 class Unspecified:
-    """A full pass without spans: where the answer begins is not known and never guessed."""
+    """A full pass without spans: where the answer begins is not known and never guessed.
+
+    Attributes:
+        rows: what the rows are called.
+        real: which tokens are no padding.
+    """
 
     def __init__(self, rows: Int[Tensor, " batch"], real: Bool[Tensor, "batch position"]) -> None:
         self.rows, self.real = rows, real
 
     @property
     def prompt(self) -> Any:
+        """Not known; `response` and `earlier` are not either.
+
+        Raises:
+            SteeringError: always (says what to give instead).
+        """
         raise SteeringError(
             "this forward pass does not say where the answer begins: give its spans (`forward_pass(span_pass(...))`), "
             "or use where='everywhere' or a mask"

@@ -11,6 +11,7 @@ from persona_lens.errors import TraitFileError, UnknownNameError
 from persona_lens.traits.trait import Trait
 
 TRAIT_SETS: Final = ("real", "pocket")
+"""Traits that ship: for language models of the world outside, and for the pocket model."""
 Schema = TypeVar("Schema", bound=BaseModel)
 
 
@@ -22,16 +23,31 @@ def _shipped(trait_set: str) -> dict[str, Path]:
 
 
 def list_traits(trait_set: str = "real") -> list[str]:
-    """Names of the traits that ship in a set (`real` or `pocket`)."""
+    """Names of the traits that ship in a set (`real` or `pocket`).
+
+    Raises:
+        UnknownNameError: no such set.
+    """
     return list(_shipped(trait_set))
 
 
 def load_trait(name_or_path: str | Path, trait_set: str = "real") -> Trait:
     """A shipped trait by name, or any trait by the path of its JSON file.
 
+    Args:
+        name_or_path: what ends in ".json" is a path.
+        trait_set: of a shipped trait: "real", or "pocket" for the pocket model.
+
     Raises:
-        UnknownNameError: no such shipped trait (the nearest names are given).
+        UnknownNameError: no such set, or no such shipped trait (the nearest names are given).
         TraitFileError: the file is missing, no JSON, or breaks the schema (file and field are named).
+
+    Example:
+        >>> pl.load_trait("humor").name
+        'humor'
+        >>> optimism = pl.load_trait("optimism", "pocket")  # the pocket model's own
+        >>> len(optimism.extraction_questions), len(optimism.evaluation_questions)
+        (20, 20)
     """
     path = Path(name_or_path)
     if path.suffix == ".json":
@@ -43,11 +59,16 @@ def load_trait(name_or_path: str | Path, trait_set: str = "real") -> Trait:
 
 
 def read_trait(path: Path) -> Trait:
-    """A trait from a JSON file of ours."""
+    """A trait from a JSON file of ours.
+
+    Raises:
+        TraitFileError: the file is missing, no JSON, or breaks the schema (file and field are named).
+    """
     return validated(Trait, read_json_object(path), path)
 
 
 def write_trait(trait: Trait, path: Path) -> None:
+    """Write a trait as JSON that `read_trait` reads back."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(trait.model_dump(by_alias=True), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
@@ -58,6 +79,9 @@ def read_paper_pair(extraction: Path, evaluation: Path, *, name: str, descriptio
     Args:
         name: the trait's name; it also becomes the positive adjective, with "helpful" as its opposite, as in the authors' code.
         description: the files hold none; without one the name stands in.
+
+    Raises:
+        TraitFileError: a file is missing, no JSON, or lacks a field (file and field are named).
     """
     first, second = read_json_object(extraction), read_json_object(evaluation)
     for record, path in ((first, extraction), (second, evaluation)):

@@ -10,6 +10,8 @@ Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]{0,63}$")]
 
 
 class Strict(BaseModel):
+    """A frozen record without further fields."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
@@ -28,9 +30,18 @@ class Adjectives(Strict):
 
 
 class Trait(Strict):
-    """A trait: everything that is needed to elicit it, suppress it and judge it.
+    """A trait: everything that is needed to elicit it, suppress it and judge it (Chen et al. 2025, section 2.1).
 
-    `graded`, where it is given, are system prompts from the one that suppresses the trait most to the one that promotes it most.
+    Attributes:
+        schema_version: `schema` in a file; 1.
+        adjectives: for the system prompt "You are a(n) {adjective} assistant. {instruction}"; None: the instruction alone.
+        instructions: pairs that promote and suppress the trait.
+        extraction_questions, evaluation_questions: disjoint sets; vectors come from the first, everything is judged on the second.
+        rubric: what a judge is asked, with {question} and {answer} once each.
+        graded: system prompts from the one that suppresses the trait most to the one that promotes it most; may be empty.
+
+    Raises:
+        pydantic.ValidationError: a field that breaks the schema. `load_trait` tells file and field.
     """
 
     schema_version: int = Field(default=1, alias="schema", ge=1, le=1)

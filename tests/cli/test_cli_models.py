@@ -90,12 +90,51 @@ def test_replies_are_kept_also_for_the_judge_that_the_environment_names(pocket: 
     assert (judge.cache, judge.mode) == (REPLIES, "text")
 
 
+@pytest.mark.parametrize(
+    "verb",
+    [
+        ["vectors", "show", "{file}", "--model", "pocket"], ["pocket", "evaluate"],
+        ["judge", "check", "evil", "{labels}", "--judge", "local:pocket", "--device", "cpu"],
+    ],
+)  # fmt: skip
+def test_every_model_is_loaded_as_the_options_before_the_verb_say(
+    verb: list[str], small_run: ExtractionRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[dict[str, Any]] = []
+
+    def load(source: str, **options: Any) -> ChatModel:
+        loaded.append(options)
+        raise ModelLoadError("stop here")
+
+    monkeypatch.setattr("persona_lens.models.load_model", load)
+    labels = tmp_path / "labels.jsonl"
+    labels.write_text(json.dumps({"question": "q", "answer": "a", "score": 1}) + "\n")
+    places = {"file": str(small_run.path), "labels": str(labels)}
+    done = invoke("--dtype", "bfloat16", *(part.format(**places) for part in verb))
+    assert "stop here" in str(done.exception)
+    assert loaded[0]["dtype"] == "bfloat16"
+    assert loaded[0]["device"] == ("cpu" if "--device" in verb else None)
+
+
+def test_a_judge_on_several_devices_is_not_told_one(pocket: ChatModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[Any] = []
+    monkeypatch.setattr("persona_lens.cli.options.judge_for", lambda name, trait_set, cache, device: told.append(device))
+    for device_map in ("auto", None):
+        LOADING.set(Loading(device_map=device_map))
+        judge_of("oracle", pocket)
+    LOADING.set(Loading())
+    assert told == [None, "cpu"]
+
+
 @pytest.mark.parametrize("verb", [["report"], ["steer"], ["geometry"]])
 def test_a_folder_that_is_nothing_is_told_from_one_that_is_missing(verb: list[str], tmp_path: Path) -> None:
     more = ["hello"] if verb == ["steer"] else []
     (tmp_path / "empty").mkdir()
     assert "holds no run (run.json is missing)" in str(invoke(*verb, str(tmp_path / "empty"), *more).exception)
     assert "no such folder" in str(invoke(*verb, str(tmp_path / "none"), *more).exception)
+    if verb == ["report"]:
+        (tmp_path / "file").touch()
+        assert "is a file, not a folder" in str(invoke(*verb, str(tmp_path / "file")).exception)
     assert "neither a model (no config.json) nor an adapter" in str(invoke("model", str(tmp_path / "empty")).exception)
 
 

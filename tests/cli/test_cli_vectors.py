@@ -170,6 +170,10 @@ def test_diff_reads_what_convert_wrote_without_being_told(file: Path) -> None:
     assert [x["cosine"] for x in json.loads(called("diff", file, axis, "--json"))["layers"]] == [pytest.approx(1)] * 3
     assert "name the format" in str(failed("diff", paper, paper))
     assert json.loads(called("diff", paper, paper, "--from", "paper", "--json"))["lineage"] == "unknown"
+    objects = file.parent / "objects.pt"
+    called("convert", file, objects, "--format", "steering_vectors")
+    assert json.loads(called("diff", objects, paper, "--from", "paper", "--json"))["layers"][0]["cosine"] == pytest.approx(1)
+    assert "none.pt: cannot be read" in str(failed("diff", file.parent / "none.pt", paper))
 
 
 def test_a_folder_without_vectors_and_a_file_of_another_program_say_what_to_give(file: Path) -> None:
@@ -178,3 +182,8 @@ def test_a_folder_without_vectors_and_a_file_of_another_program_say_what_to_give
     called("convert", file, gguf)
     with pytest.raises(RunFolderError, match=r"vectors convert .*evil\.gguf OUT\.safetensors"):
         PersonaVectors.load(gguf)
+    damaged = file.parent / "damaged.safetensors"
+    damaged.write_bytes(b"nothing")
+    with pytest.raises(RunFolderError) as caught:
+        PersonaVectors.load(damaged)
+    assert "convert" not in str(caught.value)

@@ -1,5 +1,6 @@
 """What fits: known before loading, halved while running, and the same results however often a batch is halved."""
 
+import logging
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -136,8 +137,15 @@ def test_a_quantised_model_is_hosted_and_steered(small_run: ExtractionRun, quant
         with steer(model, add(small_run.vectors, 5, 2.0, where="everywhere")):
             assert not torch.equal(model.hf(ids, use_cache=False).logits, plain)
     assert model.chat("How should I handle my dog?", max_new_tokens=8)
+    assert logging.getLogger("bitsandbytes.autograd._functions").level == logging.ERROR, "it would tell of every product"
     beside = load_model("pocket", **model.placement)
     assert beside.fingerprint == model.fingerprint, "another model is loaded in the same bits"
+
+
+def test_a_model_beside_one_on_several_devices_is_spread_too(pocket: ChatModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert pocket.placement == {"dtype": torch.float32, "quantize": None, "device": torch.device("cpu")}
+    monkeypatch.setattr(pocket.hf, "hf_device_map", {"a": 0, "b": 1}, raising=False)
+    assert pocket.placement == {"dtype": torch.float32, "quantize": None, "device_map": "auto"}
 
 
 def test_quantisation_needs_its_package_and_a_known_name(monkeypatch: pytest.MonkeyPatch) -> None:

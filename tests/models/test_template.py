@@ -27,6 +27,8 @@ from persona_lens.models import (
 from persona_lens.models.template import Template, checked_template
 from persona_lens.prompts import Prompt
 from persona_lens.sampling import Rollout, Script, converse, sample
+from persona_lens.steering import add, steer
+from persona_lens.vectors import PersonaVectors
 
 SYSTEM = {"role": "system", "content": "Be kind."}
 USER = {"role": "user", "content": "How should I handle my dog?"}
@@ -179,6 +181,51 @@ def test_spans_of_messages_do_not_overlap(tokenizer: PreTrainedTokenizerBase, po
         _, spans = message_spans(model, messages)
         assert all(a[1] <= b[0] for a, b in pairwise(spans))
         assert all(start < stop for start, stop in spans)
+
+
+@pytest.mark.parametrize(("system", "user"), [("You are kind.", "You there?"), ("Hello", "Hello"), ("Be kind.", "Be"), ("a", "aa")])
+def test_a_message_keeps_its_tokens_where_the_one_before_begins_alike(
+    tokenizer: PreTrainedTokenizerBase, pocket: ChatModel, system: str, user: str
+) -> None:
+    model = replace(pocket, template=checked_template(with_template(tokenizer, FAMILIES["gemma2"].template), "gemma2"))
+    whole, spans = message_spans(model, [{"role": "system", "content": system}, {"role": "user", "content": user}, ANSWER])
+    assert [model.decode(whole.ids[a:b]).strip() for a, b in spans] == [system, user, ANSWER["content"]]
+
+
+def test_rows_keep_their_names_when_a_conversation_has_ended(answerer: ChatModel) -> None:
+    """So that rows that are steered apart stay so."""
+    seen: list[list[int]] = []
+
+    def note(residual: Any, hook: Any) -> None:
+        content = current_pass()
+        assert content is not None
+        seen.append(content.rows.tolist())
+
+    scripts = [Script("a", ("Hello", "Hello")), Script("b", ("Hello", "Tell me about the hawk.", "Hello"))]
+    with answerer.hooks([(answerer.hook_name(0), note)]):
+        converse(answerer, scripts, Sampling(max_new_tokens=3))
+    assert [0, 1] in seen
+    assert seen[-1] == [1]
+
+
+def test_a_conversation_that_is_rendered_anew_ends_before_the_context_is_full(answerer: ChatModel) -> None:
+    [found] = converse(answerer, [Script("long", ("Tell me about the hawk.",) * 60)], Sampling(max_new_tokens=60))
+    assert found.end == "context"
+    asked = [*found.messages, {"role": "user", "content": "Tell me about the hawk."}]
+    assert len(answerer.render(asked)) + 60 > (answerer.context or 0) >= len(answerer.render(found.messages[:-1])) + 60
+
+
+@pytest.mark.parametrize("thinks", [True, False], ids=["anew", "side by side"])
+def test_all_answers_of_a_conversation_can_be_steered(answerer: ChatModel, pocket: ChatModel, thinks: bool) -> None:
+    model = answerer if thinks else pocket
+    directions = torch.randn(model.n_layers, model.d_model, generator=torch.Generator().manual_seed(0))
+    v = PersonaVectors(
+        "evil", "response_mean", "m", directions, directions[None], *(torch.ones(model.n_layers) for _ in range(3)), provenance={"model": {}},
+    )  # fmt: skip
+    scripts = [Script("a", ("Hello", "How should I handle my dog?")), Script("b", ("Hello",))]
+    plain = converse(model, scripts, Sampling(max_new_tokens=8))
+    with steer(model, add(v, 1, 5.0, where="responses")):
+        assert converse(model, scripts, Sampling(max_new_tokens=8)) != plain
 
 
 def test_conversations_are_rendered_anew_where_the_template_rewrites_answers(answerer: ChatModel) -> None:

@@ -1,5 +1,6 @@
 """Steering a model: dose 0 changes no bit, full dose is the written formula, and rows of a mixed batch are what they are alone."""
 
+import copy
 import itertools
 import math
 from collections.abc import Callable
@@ -9,10 +10,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transformers.cache_utils import DynamicCache
 
 from persona_lens.activations import Span, pool, right_pad, span_pass
 from persona_lens.errors import LineageError, SteeringError
 from persona_lens.models import ChatModel, Sampling, forward_pass
+from persona_lens.models.passes import cache_name
 from persona_lens.prompts import Prompt
 from persona_lens.sampling import Rollout, sample
 from persona_lens.steering import ablate, add, add_increments, cap, custom, plan, rotate, row_plan, steer
@@ -237,6 +240,21 @@ def test_left_padded_hf_generate_is_steered_as_each_row_alone(pocket: ChatModel)
         found = [tuple(t for t in row[width:].tolist() if t not in (*pocket.stop_ids, pocket.pad_id)) for row in out]
         assert found == alone, where
         assert active.receipt.passes > 20
+
+
+@pytest.mark.parametrize("name", ["cache", "past_key_values"])
+def test_a_cache_says_which_tokens_are_the_prompt_whatever_transformers_calls_it(pocket: ChatModel, name: str) -> None:
+    """5.24 renamed it; a decoded token that was taken for a prompt's would be steered as one."""
+    v = vectors(pocket)
+    ids = torch.tensor([pocket.render(prompts()[0].messages)])
+    with torch.inference_mode():
+        cache = DynamicCache(config=pocket.hf.config)
+        pocket.hf(ids, use_cache=True, **{cache_name(type(pocket.hf)): cache})
+        plain = pocket.hf(ids[:, -1:], use_cache=True, **{name: copy.deepcopy(cache)}).logits
+        with steer(pocket, add(v, 4, 2.0, where="prompt")):
+            assert torch.equal(pocket.hf(ids[:, -1:], use_cache=True, **{name: copy.deepcopy(cache)}).logits, plain)
+        with steer(pocket, add(v, 4, 2.0, where="response")):
+            assert not torch.equal(pocket.hf(ids[:, -1:], use_cache=True, **{name: copy.deepcopy(cache)}).logits, plain)
 
 
 def test_a_full_pass_without_spans_is_refused_unless_everything_is_meant(pocket: ChatModel) -> None:

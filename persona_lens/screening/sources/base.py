@@ -12,6 +12,7 @@ from persona_lens.errors import ScreeningError
 from persona_lens.transcripts import Skipped, Transcript
 
 Data = str | Path | Sequence[Sequence[Mapping[str, Any]] | Mapping[str, Any]]
+"""What `open_data` takes: a file, a folder, a name on the hub, or conversations in memory."""
 
 BLOCK: Final = 64 * 2**10  # bytes
 BLOCKS: Final = 64  # of a file that its digest sees
@@ -48,7 +49,9 @@ class Source(Protocol):
     """A data set on disk or in memory."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """What the data set is called."""
+        ...
 
     @property
     def unit(self) -> str:
