@@ -50,7 +50,7 @@ def test_a_claim_holds_by_its_rule() -> None:
 def test_figures_are_written_with_their_interval_or_none() -> None:
     assert Row("r", 0.8123, 0.7, 0.9).figure == "0.81 [0.70, 0.90]"
     assert Row("points", 5.0, 1.25, 12.0).figure == "5.0 [1.2, 12.0]"
-    assert Row("p", 0.004).figure == "0.00"
+    assert [Row("p", p).figure for p in (0.004, 0.0005, 0.0, 0.2)] == ["0.004", "< 0.001", "0.00", "0.20"]
     assert Row("nothing", nan).figure == "-"
     assert [Row("x", 1.0, holds=h).verdict for h in (True, False, None)] == ["agrees", "differs", ""]
 

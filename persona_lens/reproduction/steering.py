@@ -16,7 +16,8 @@ RELIABLE: Final = 0.8
 POOLING_STRENGTH: Final = 1.5
 LAST_LAYER: Final = (
     " Where the last layer does best, a pocket model differs from a large one: its sentences are short and its words few, so that "
-    "moving the next word's probabilities directly is enough at a small coefficient; at a large one it is the first to lose coherence."
+    "moving the next word's probabilities directly is enough at a small coefficient; at a large one it is the first to lose "
+    "coherence."
 )
 
 

@@ -219,9 +219,8 @@ def test_a_conversation_that_is_rendered_anew_ends_before_the_context_is_full(an
 def test_all_answers_of_a_conversation_can_be_steered(answerer: ChatModel, pocket: ChatModel, thinks: bool) -> None:
     model = answerer if thinks else pocket
     directions = torch.randn(model.n_layers, model.d_model, generator=torch.Generator().manual_seed(0))
-    v = PersonaVectors(
-        "evil", "response_mean", "m", directions, directions[None], *(torch.ones(model.n_layers) for _ in range(3)), provenance={"model": {}},
-    )  # fmt: skip
+    flat = torch.ones(model.n_layers)
+    v = PersonaVectors("evil", "response_mean", "m", directions, directions[None], flat, flat, flat, provenance={"model": {}})
     scripts = [Script("a", ("Hello", "How should I handle my dog?")), Script("b", ("Hello",))]
     plain = converse(model, scripts, Sampling(max_new_tokens=8))
     with steer(model, add(v, 1, 5.0, where="responses")):
