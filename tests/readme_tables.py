@@ -51,16 +51,16 @@ def results() -> str:
     """A row per figure of the paper, and the first claims of each, from the stored findings."""
     stored = json.loads(STORED.read_text())
     found = {f["key"]: decoded(Finding, f) for f in stored["findings"]}
-    rows = ["| figure of the paper | claim | here [95 %] | paper | agrees |", "| --- | --- | --- | --- | --- |"]
+    rows = ["| figure of the paper | claim | here [95 %] | paper | verdict |", "| --- | --- | --- | --- | --- |"]
     for figure in FIGURES:
         if figure.key not in found:
             continue
-        hold, of = found[figure.key].agreeing
+        hold, of = found[figure.key].holding
         for number, row in enumerate(found[figure.key].rows[:SHOWN]):
             where = f"{figure.where}: {figure.title} ({hold} of {of})" if number == 0 else ""
             rows.append(f"| {where} | {row.claim} | {row.figure} | {row.paper} | {row.verdict} |")
-    hold, of = (sum(x) for x in zip(*(f.agreeing for f in found.values()), strict=True))
-    return "\n".join([f"{hold} of {of} claims agree (`persona-lens reproduce`, {stored['scale']} scale).", "", *rows])
+    hold, of = (sum(x) for x in zip(*(f.holding for f in found.values()), strict=True))
+    return "\n".join([f"{hold} of {of} claims hold (`persona-lens reproduce`, {stored['scale']} scale).", "", *rows])
 
 
 BLOCKS = {"commands": commands, "results": results}

@@ -52,7 +52,8 @@ def test_figures_are_written_with_their_interval_or_none() -> None:
     assert Row("points", 5.0, 1.25, 12.0).figure == "5.0 [1.2, 12.0]"
     assert [Row("p", p).figure for p in (0.004, 0.0005, 0.0, 0.2)] == ["0.004", "< 0.001", "0.00", "0.20"]
     assert Row("nothing", nan).figure == "-"
-    assert [Row("x", 1.0, holds=h).verdict for h in (True, False, None)] == ["agrees", "differs", ""]
+    assert [Row("x", 1.0, holds=h).verdict for h in (True, False, None)] == ["holds", "fails", ""]
+    assert [Row("x", 1.0, paper="91", holds=h).verdict for h in (True, False, None)] == ["agrees", "differs", ""]
 
 
 def test_the_difference_of_scores_is_taken_question_by_question() -> None:
@@ -70,9 +71,9 @@ def test_the_difference_of_scores_is_taken_question_by_question() -> None:
 
 def test_the_sentence_says_what_agrees_and_what_does_not() -> None:
     yes, no, open_ = Row("a", 1.0, holds=True), Row("b", 1.0, holds=False), Row("c", 1.0)
-    assert sentence([yes, open_]) == "All of it agrees."
-    assert sentence([yes, no]) == "Differs: b. The rest agrees."
-    assert sentence([no]) == "Differs: b."
+    assert sentence([yes, open_]) == "All of it holds."
+    assert sentence([yes, no]) == "Does not hold: b. The rest holds."
+    assert sentence([no]) == "Does not hold: b."
     assert sentence([open_]) == "Nothing to hold against."
 
 
@@ -81,9 +82,9 @@ def test_the_report_has_every_row_every_figure_and_those_without_a_counterpart()
     rows = (rises, Row("other", 0.5, 0.4, 0.6, rule="x", holds=False))
     findings = {"steering": Finding("steering", rows, "It is so.", (("a.png", "A caption."),))}
     text = page(findings, {"a.png": b"\x89PNG"}, MANIFEST)
-    for part in ("&lt;evil&gt; rises", "12.0 [10.0, 14.0]", "1 of 2", "1 of 2 claims agree", "A caption.", "It is so.", "Figure 3"):
+    for part in ("&lt;evil&gt; rises", "12.0 [10.0, 14.0]", "1 of 2", "1 of 2 claims hold", "A caption.", "It is so.", "Figure 3"):
         assert part in text
-    assert "Differs: other. The rest agrees." in text
+    assert "Does not hold: other. The rest holds." in text
     for figure in FIGURES:
         assert (figure.title in text) == (figure.key == "steering" or bool(figure.absent))
     assert "Quick scale" not in text
@@ -108,7 +109,7 @@ def test_what_is_done_is_kept_and_more_can_be_added(pocket: ChatModel, tmp_path:
     told: list[str] = []
     found = reproduce(pocket, scale=QUICK, only=["steering", "shift"], out=tmp_path, told=told.append)
     assert ran == ["steering", "shift"]
-    assert told[-1] == "[2/2] Figure 6: The shift along the vector goes with the trait after finetuning: 0 of 1 claims agree"
+    assert told[-1] == "[2/2] Figure 6: The shift along the vector goes with the trait after finetuning: 0 of 1 claims hold"
     assert list(found.findings) == ["steering", "shift"]
     with pytest.raises(KeyboardInterrupt):
         reproduce(pocket, scale=QUICK, out=tmp_path)
@@ -152,4 +153,4 @@ def test_the_quick_reproduction_runs(pocket: ChatModel, tmp_path: Path) -> None:
     assert list(found.findings) == [f.key for f in run.planned(QUICK)]
     assert all(f.rows for f in found.findings.values())
     extraction = found.findings["extraction"]
-    assert extraction.agreeing == (6, 6), "reliable directions that exist, for three traits"
+    assert extraction.holding == (6, 6), "reliable directions that exist, for three traits"

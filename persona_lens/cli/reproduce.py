@@ -27,6 +27,6 @@ def reproduce(
         emit({"figures": [encoded(f) for f in FIGURES]}, "\n".join(lines), as_json)
         return
     found = run_all(scale=QUICK if quick else FULL, only=only or (), out=out, told=lambda line: typer.echo(line, err=True))
-    hold, of = map(sum, zip(*(f.agreeing for f in found.findings.values()), strict=True))
+    hold, of = map(sum, zip(*(f.holding for f in found.findings.values()), strict=True))
     record = {"findings": encoded(found.findings), "report": str(found.report)}
-    emit(record, f"{hold} of {of} claims agree\nReport: {found.report}", as_json)
+    emit(record, f"{hold} of {of} claims hold\nReport: {found.report}", as_json)

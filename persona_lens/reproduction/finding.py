@@ -3,13 +3,14 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite, nan
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
 SMALL, LEAST, POINTS = 0.1, 0.001, 10.0
+NOT_TESTED: Final = "not tested"  # by the paper
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class Row:
     Attributes:
         claim: what is measured.
         ours: our figure; `low`, `high` its 95 % interval, NaN where there is none.
-        paper: the paper's figure in words, or "-" where it has none.
+        paper: the paper's figure in words, or `NOT_TESTED` (and perhaps why that matters).
         rule: when the claim counts as holding here; empty where there is nothing to hold.
         holds: whether it does; None without a rule, or where our figure is not defined.
     """
@@ -28,7 +29,7 @@ class Row:
     ours: float
     low: float = nan
     high: float = nan
-    paper: str = "-"
+    paper: str = NOT_TESTED
     rule: str = ""
     holds: bool | None = None
 
@@ -45,7 +46,11 @@ class Row:
 
     @property
     def verdict(self) -> str:
-        return {True: "agrees", False: "differs", None: ""}[self.holds]
+        """Whether it agrees with the paper; of what the paper did not test, whether it holds."""
+        if self.holds is None:
+            return ""
+        tested = not self.paper.startswith(("-", NOT_TESTED))
+        return (("agrees", "differs") if tested else ("holds", "fails"))[0 if self.holds else 1]
 
 
 def _digits(*values: float) -> int:
@@ -73,18 +78,18 @@ class Finding:
     images: tuple[tuple[str, str], ...]
 
     @property
-    def agreeing(self) -> tuple[int, int]:
+    def holding(self) -> tuple[int, int]:
         """How many claims hold, of how many."""
         held = [r.holds for r in self.rows if r.holds is not None]
         return sum(held), len(held)
 
 
-def above(claim: str, value: tuple[float, float, float], floor: float, *, paper: str = "-", rule: str) -> Row:
+def above(claim: str, value: tuple[float, float, float], floor: float, *, paper: str = NOT_TESTED, rule: str) -> Row:
     """A row that holds where the figure reaches a floor."""
     return Row(claim, *value, paper=paper, rule=rule, holds=value[0] >= floor if isfinite(value[0]) else None)
 
 
-def surely_above(claim: str, value: tuple[float, float, float], floor: float, *, paper: str = "-", rule: str) -> Row:
+def surely_above(claim: str, value: tuple[float, float, float], floor: float, *, paper: str = NOT_TESTED, rule: str) -> Row:
     """A row that holds where the whole interval lies above a floor."""
     return Row(claim, *value, paper=paper, rule=rule, holds=value[1] > floor if isfinite(value[1]) else None)
 

@@ -30,7 +30,7 @@ from persona_lens.pocket_lab.datasets import dataset, new_facts, new_people, rec
 from persona_lens.reliability import mean_interval
 from persona_lens.reproduction.bench import LAYER, Bench, at
 from persona_lens.reproduction.figures import score_map
-from persona_lens.reproduction.finding import Found, Row, above, surely_above
+from persona_lens.reproduction.finding import NOT_TESTED, Found, Row, above, surely_above
 from persona_lens.reproduction.paper import PAPER_TRAITS, RANDOM_SHIFT, SHIFT_RANGE
 
 AGAINST: Final = "inference-time steering"
@@ -52,7 +52,7 @@ def difference(after: TraitScore, before: TraitScore) -> tuple[float, float, flo
 def data_sets(bench: Bench) -> Found:
     """Trait scores after finetuning on each set."""
     run = bench.shifts
-    score = {name: {s.trait: s for s in found.scores} for name, found in run.shifts.items()}
+    score = {name: {s.trait: s for s in run.shifts[name].scores} for name in bench.sets}
     rows = [
         surely_above(
             f"{trait}: set II minus normal set, own trait", _between(score, trait, trait), 0.0,
@@ -99,7 +99,7 @@ def shifts(bench: Bench) -> Found:
         rows.append(
             Row(
                 f"{trait}: p that a random direction with these shifts' covariance reaches r", floor.p_value,
-                paper=f"not tested; {RANDOM_SHIFT}", rule="below .05", holds=floor.p_value < 0.05,
+                paper=f"{NOT_TESTED}; {RANDOM_SHIFT}", rule="below .05", holds=floor.p_value < 0.05,
             )
         )  # fmt: skip
     reading = (
@@ -211,7 +211,8 @@ def rivals(bench: Bench) -> Found:
         "Each defence at one dose: this is no contest. `persona-lens defend` compares them over doses, with coherence, "
         "capability and what was learned."
     )
-    return Found(rows, reading, {"frontier": (defence_frontier(found, "evil"), "Evil after training, by defence.")})
+    figure = score_map({c.name: {s.trait: s.mean for s in c.scores} for c in found.cells})
+    return Found(rows, reading, {"scores": (figure, "Trait score (0-100) after training on evil answers, by defence.")})
 
 
 def facts(bench: Bench) -> Found:

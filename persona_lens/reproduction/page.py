@@ -9,7 +9,7 @@ from persona_lens.reports.page import page as document
 from persona_lens.reproduction.finding import Finding, Row, named
 from persona_lens.reproduction.paper import FIGURES, PaperFigure
 
-HEAD: Final = ("claim", "here [95 %]", "paper", "agrees if", "verdict")
+HEAD: Final = ("claim", "here [95 %]", "paper", "holds if", "verdict")
 WHAT_IT_MEANS: Final = (
     "A small model with planted structure validates the method and this implementation of it: a direction is known to be "
     "there, and is found. It says nothing about how strong these effects are in large models. Rules were fixed before the "
@@ -21,16 +21,16 @@ def page(findings: Mapping[str, Finding], images: Mapping[str, bytes], manifest:
     """The whole report."""
     here = [f for f in FIGURES if f.key in findings]
     absent = [f for f in FIGURES if f.absent]
-    hold, of = map(sum, zip(*(findings[f.key].agreeing for f in here), strict=True))
+    hold, of = map(sum, zip(*(findings[f.key].holding for f in here), strict=True))
     scale = manifest["arguments"]["scale"]
     parts = [
         "<h1>Persona Vectors on the pocket model</h1>",
         "<p>The experiments of Chen et al. 2025 (<a href='https://arxiv.org/abs/2507.21509'>arXiv 2507.21509</a>), figure by "
         "figure. "
-        f"<b>{hold} of {of} claims agree.</b></p>",
+        f"<b>{hold} of {of} claims hold.</b></p>",
         f"<p>{escape(WHAT_IT_MEANS)}</p>",
         *(["<p><b>Quick scale: a check that everything runs. Its figures mean little.</b></p>"] if scale == "quick" else []),
-        table(("figure", "what", "claims that agree"), [_overview(f, findings[f.key]) for f in here]),
+        table(("figure", "what", "claims that hold"), [_overview(f, findings[f.key]) for f in here]),
     ]
     for figure in here:
         parts += _section(figure, findings[figure.key], images)
@@ -43,7 +43,7 @@ def page(findings: Mapping[str, Finding], images: Mapping[str, bytes], manifest:
 
 
 def _overview(figure: PaperFigure, finding: Finding) -> tuple[str, str, str]:
-    hold, of = finding.agreeing
+    hold, of = finding.holding
     return figure.where, figure.title, f"{hold} of {of}"
 
 
@@ -62,11 +62,11 @@ def _cells(row: Row) -> tuple[str, str, str, str, str]:
 
 
 def sentence(rows: Sequence[Row]) -> str:
-    """What agrees and what does not."""
+    """What holds and what does not."""
     asked = [r for r in rows if r.holds is not None]
     if not asked:
         return "Nothing to hold against."
     if all(r.holds for r in asked):
-        return "All of it agrees."
-    differs = f"Differs: {named(rows, hold=False)}."
-    return differs if not any(r.holds for r in asked) else f"{differs} The rest agrees."
+        return "All of it holds."
+    failing = f"Does not hold: {named(rows, hold=False)}."
+    return failing if not any(r.holds for r in asked) else f"{failing} The rest holds."

@@ -145,8 +145,8 @@ def _write(content: bytes, path: str) -> None:
 
 
 def _line(figure: PaperFigure, finding: Finding) -> str:
-    hold, of = finding.agreeing
-    return f"{figure.where}: {figure.title}: {hold} of {of} claims agree"
+    hold, of = finding.holding
+    return f"{figure.where}: {figure.title}: {hold} of {of} claims hold"
 
 
 def _finish(place: Path) -> Reproduction:

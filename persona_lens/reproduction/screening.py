@@ -37,7 +37,7 @@ def differences(bench: Bench) -> Found:
             ),
             Row(
                 f"{trait}: p that a random direction with these differences' covariance reaches r", floor.p_value,
-                paper="not tested", rule="below .05", holds=floor.p_value < 0.05,
+                rule="below .05", holds=floor.p_value < 0.05,
             ),
             above(
                 f"{trait}: r with the last prompt token in place of own answers", (cheap.r, cheap.low, cheap.high),
@@ -46,7 +46,8 @@ def differences(bench: Bench) -> Found:
         ]  # fmt: skip
     reading = (
         "Screening sees manner as well as trait: sets that show one trait move the projections of others, as their planted "
-        "correlations say. Where random directions reach as much, r is no evidence for this direction."
+        "correlations say. Narrow mistakes are the hard case: their answers hardly project on any trait, whatever training on them "
+        "does. Where random directions reach as much, r is no evidence for this direction."
     )
     figure = difference_scatter(bench.screened, bench.shifts, PAPER_TRAITS)
     return Found(

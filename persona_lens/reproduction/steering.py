@@ -7,7 +7,7 @@ from persona_lens.activations import POOLINGS
 from persona_lens.figures import layer_profile, projections, sweep_heat_map
 from persona_lens.reproduction.bench import LAYER, Bench
 from persona_lens.reproduction.figures import bars
-from persona_lens.reproduction.finding import Found, Row, above, surely_above
+from persona_lens.reproduction.finding import NOT_TESTED, Found, Row, above, surely_above
 from persona_lens.reproduction.paper import STEERED, STEERING_LAYER
 from persona_lens.sweeps import Sweep, SweepSettings, sweep
 from persona_lens.vectors import hook_name
@@ -29,7 +29,7 @@ def extraction(bench: Bench) -> Found:
         rows.append(
             above(
                 f"{trait}: reliability of the vector at {hook_name(best)}", (float(v.reliability[best]), nan, nan), RELIABLE,
-                paper="none stated", rule=f"at least {RELIABLE}",
+                rule=f"at least {RELIABLE}",
             )
         )  # fmt: skip
         rows.append(
@@ -64,8 +64,8 @@ def steering(bench: Bench) -> Found:
     sweeps = {trait: swept(bench, trait) for trait in bench.scale.steered}
     rows = [row for trait, found in sweeps.items() for row in _steered(trait, found)]
     reading = (
-        "The cell is chosen on half of the questions and reported on the other, beside random directions of the same norm, which "
-        "the paper does not have."
+        "The cell is chosen on half of the questions and reported on the other, beside random directions of the same norm, "
+        "which the paper does not have."
     )
     if any(r.holds is False and "layer" in r.claim for r in rows):
         reading += LAST_LAYER
@@ -122,7 +122,7 @@ def pooling(bench: Bench) -> Found:
             mean = name == "response_mean"
             rows.append(
                 Row(
-                    f"{trait}: points gained by the {name} vector", *ours[name], paper="steers best" if mean else "-",
+                    f"{trait}: points gained by the {name} vector", *ours[name], paper="steers best" if mean else NOT_TESTED,
                     rule="the largest of the three" if mean else "", holds=best == name if mean else None,
                 )
             )  # fmt: skip
