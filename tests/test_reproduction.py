@@ -49,7 +49,8 @@ def test_a_claim_holds_by_its_rule() -> None:
 
 def test_figures_are_written_with_their_interval_or_none() -> None:
     assert Row("r", 0.8123, 0.7, 0.9).figure == "0.81 [0.70, 0.90]"
-    assert Row("points", 5.0, 1.25, 12.0).figure == "5.0 [1.2, 12.0]"
+    assert Row("points", 5.04, 1.25, 12.02).figure == "5.0 [1.2, 12.0]"
+    assert Row("layer", 7.0).figure == "7"
     assert [Row("p", p).figure for p in (0.004, 0.0005, 0.0, 0.2)] == ["0.004", "< 0.001", "0.00", "0.20"]
     assert Row("nothing", nan).figure == "-"
     assert [Row("x", 1.0, holds=h).verdict for h in (True, False, None)] == ["holds", "fails", ""]
@@ -82,7 +83,7 @@ def test_the_report_has_every_row_every_figure_and_those_without_a_counterpart()
     rows = (rises, Row("other", 0.5, 0.4, 0.6, rule="x", holds=False))
     findings = {"steering": Finding("steering", rows, "It is so.", (("a.png", "A caption."),))}
     text = page(findings, {"a.png": b"\x89PNG"}, MANIFEST)
-    for part in ("&lt;evil&gt; rises", "12.0 [10.0, 14.0]", "1 of 2", "1 of 2 claims hold", "A caption.", "It is so.", "Figure 3"):
+    for part in ("&lt;evil&gt; rises", "12 [10, 14]", "1 of 2", "1 of 2 claims hold", "A caption.", "It is so.", "Figure 3"):
         assert part in text
     assert "Does not hold: other. The rest holds." in text
     for figure in FIGURES:

@@ -59,7 +59,8 @@ def _digits(*values: float) -> int:
 
 
 def _text(value: float, digits: int) -> str:
-    return f"{value:.{digits}f}"
+    whole = abs(value) >= 1 and value == int(value)  # layers
+    return f"{value:.0f}" if whole else f"{value:.{digits}f}"
 
 
 @dataclass(frozen=True)

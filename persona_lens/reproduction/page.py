@@ -11,9 +11,9 @@ from persona_lens.reproduction.paper import FIGURES, PaperFigure
 
 HEAD: Final = ("claim", "here [95 %]", "paper", "holds if", "verdict")
 WHAT_IT_MEANS: Final = (
-    "A small model with planted structure validates the method and this implementation of it: a direction is known to be "
-    "there, and is found. It says nothing about how strong these effects are in large models. Rules were fixed before the "
-    "figures were seen."
+    "A small model with planted structure validates the method and this implementation of it: a direction is known to be there, "
+    "and is found. It says nothing about how strong these effects are in large models. The rules follow the paper's own figures "
+    "and were not changed for these."
 )
 
 
