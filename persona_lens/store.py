@@ -288,6 +288,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         what = "is a file, not a folder" if folder.exists() else "no such folder"
         raise RunFolderError(f"{folder}: {what}: give the run folder that a command wrote")
     if not (folder / MANIFEST).exists():
+        if inside := sorted(p.parent.name for p in folder.glob(f"*/{MANIFEST}")):
+            raise RunFolderError(f"{folder} holds the runs {', '.join(inside[:8])}: give one of them, such as {folder / inside[0]}")
         raise RunFolderError(f"{folder} holds no run ({MANIFEST} is missing): give the folder that a command wrote by --out")
     return read_json(folder / MANIFEST)
 

@@ -18,6 +18,7 @@ from jaxtyping import Float
 from persona_lens.activations import rollout_span
 from persona_lens.errors import SteeringError
 from persona_lens.evaluation import CapabilityTest, degeneracy
+from persona_lens.extraction import trait_of
 from persona_lens.extraction.run import read_rollouts, read_scores
 from persona_lens.judges import Judge, Judged, Outside, Score, default_judge, default_outside, judged
 from persona_lens.models import ChatModel, Sampling
@@ -27,7 +28,7 @@ from persona_lens.reliability import mean_interval, shared_baseline_interval
 from persona_lens.sampling import DEFAULT_BATCH_ROWS, Rollout, Row, sample
 from persona_lens.steering import Intervention, Where, add, add_increments, next_token_divergences, row_plan, steer
 from persona_lens.store import RunFolder, digest, read_json, require_finished, write_json
-from persona_lens.traits import Trait, load_trait
+from persona_lens.traits import Trait
 from persona_lens.vectors import PersonaVectors, hook_name
 
 CHUNK_ROWS: Final = 1024
@@ -266,7 +267,7 @@ def sweep(
         5
     """
     settings = settings or SweepSettings()
-    trait = trait or load_trait(vectors.trait, model.trait_set)
+    trait = trait or trait_of(vectors, model.trait_set)
     judge = judge or default_judge(model.trait_set)
     targets: list[Target] = list(range(vectors.n_layers)) if layers == "all" else list(layers)
     grid = [Cell("steered", t, float(s)) for t in targets for s in strengths]

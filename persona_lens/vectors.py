@@ -23,7 +23,7 @@ FORMAT: Final = "persona_lens.vectors"
 FORMAT_VERSION: Final = 1
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class PersonaVectors:
     """A trait's direction at every layer.
 
@@ -65,6 +65,10 @@ class PersonaVectors:
         if not bool(self.directions.isfinite().all()):
             layer = int((~self.directions.isfinite().all(-1)).nonzero()[0])
             raise ValueError(f"the {self.trait} vector is not finite at {hook_name(layer)}")
+
+    def __repr__(self) -> str:
+        shape = f"{self.n_layers} layers x {self.d_model}"
+        return f"PersonaVectors({self.trait!r}, {self.pooling}, {self.estimator}, {shape}, {len(self.differences)} questions)"
 
     @property
     def n_layers(self) -> int:

@@ -30,6 +30,7 @@ from persona_lens.figures.finetuning import (
     training_curves,
 )
 from persona_lens.figures.monitoring import printed
+from persona_lens.figures.style import png
 from persona_lens.finetuning import READINGS, Comparison, Finetuned, Pilot, ShiftRun, foretold
 from persona_lens.finetuning.comparison import Cell
 from persona_lens.finetuning.pilot import Tried
@@ -38,7 +39,6 @@ from persona_lens.monitoring.rendering import visible
 from persona_lens.records import encoded
 from persona_lens.reliability import mean_interval
 from persona_lens.reports import comparison_verdict, finetune_verdict, pilot_verdict, report, shift_verdict
-from persona_lens.reports.page import png
 from persona_lens.store import RunFolder, read_json, write_json
 
 HOSTILE = "<script>alert('$x$')<b>\u202e"

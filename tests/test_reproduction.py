@@ -57,6 +57,11 @@ def test_figures_are_written_with_their_interval_or_none() -> None:
     assert [Row("x", 1.0, paper="91", holds=h).verdict for h in (True, False, None)] == ["agrees", "differs", ""]
 
 
+def test_rows_without_a_rule_do_not_count() -> None:
+    rows = (Row("a", 1.0, holds=True), Row("b", 1.0, holds=False), Row("c", 1.0))
+    assert Finding("steering", rows, "", ()).holding == (1, 2)
+
+
 def test_the_difference_of_scores_is_taken_question_by_question() -> None:
     rng = np.random.default_rng(0)
     easy = rng.uniform(0, 60, 20)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from persona_lens.cli.options import Device, Json, JudgeName, Model, Out, SamplerName, Seed, emit, judge_of, load, sampler_of
+from persona_lens.cli.options import Device, Json, JudgeName, Model, SamplerName, Seed, emit, judge_of, load, sampler_of
 
 if TYPE_CHECKING:
     from persona_lens.extraction import ExtractionRun
@@ -23,7 +23,7 @@ def extract(
     batch_rows: Annotated[int, typer.Option(min=1, help="Answers decoded together (at most 256).")] = 128,
     batch_tokens: Annotated[int, typer.Option(min=1, help="Tokens per pass over the activations.")] = 8192,
     seed: Seed = 0,
-    out: Out = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the results: each trait gets a folder in it.")] = None,
     device: Device = None,
     as_json: Json = False,
 ) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from persona_lens.cli.options import Device, Json, JudgeName, Model, Out, Seed, Vectors, emit, judge_of, load, printable
-from persona_lens.cli.steer import vectors_of
+from persona_lens.cli.steer import trait_at, vectors_of
 
 if TYPE_CHECKING:
     from persona_lens.evaluation import CapabilityTest
@@ -103,7 +103,8 @@ def shift(
     settings = ShiftSettings(ScoreSettings(samples=samples, sampling=Sampling(max_new_tokens), seed=seed))
     loaded = load(base, device)
     reader = judge_of(judge, loaded) if judge else None
-    run = run_shift(loaded, _named(finetuned), directions, judge=reader, out=out, settings=settings)
+    traits = [trait_at(path, loaded) for path in vectors]
+    run = run_shift(loaded, _named(finetuned), directions, traits=traits, judge=reader, out=out, settings=settings)
     page = report(run)
     emit({**run.record, "folder": str(run.path), "page": str(page)}, f"{shift_verdict(run)}\nReport: {page}", as_json)
 
@@ -140,8 +141,9 @@ def pilot(
     settings = PilotSettings(rows=rows, finetuning=_settings(loaded, seed=seed, epochs=epochs, learning_rate=lr))
     at = _place(layer, directions)
     run = run_pilot(
-        loaded, data, _doses(loaded, data, directions, at, matched=matched), at, tried=tried, out=out, settings=settings
-    )
+        loaded, data, _doses(loaded, data, directions, at, matched=matched), at, trait=trait_at(vectors[0], loaded), tried=tried,
+        out=out, settings=settings,
+    )  # fmt: skip
     page = report(run)
     emit({**run.record, "folder": str(run.path), "page": str(page)}, f"{pilot_verdict(run)}\nReport: {page}", as_json)
 
@@ -187,12 +189,11 @@ def defend(
     from persona_lens.finetuning import defend as run_comparison
     from persona_lens.models import Sampling
     from persona_lens.reports import comparison_verdict, report
-    from persona_lens.traits import load_trait
 
     directions = [vectors_of(path) for path in vectors]
     steering, penalties = numbers(doses), numbers(weights)
     loaded = load(model, device)
-    traits = [load_trait(v.trait, loaded.trait_set) for v in directions]
+    traits = [trait_at(path, loaded) for path in vectors]
     at = _place(layer, directions)
     strengths = _doses(loaded, data, directions, at, matched=matched)
     settings = ComparisonSettings(

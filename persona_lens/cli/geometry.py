@@ -92,6 +92,7 @@ def spill_over(
 
     Example: persona-lens spill-over runs/all/* --layer 6 --out runs/spill
     """
+    from persona_lens.cli.steer import trait_at
     from persona_lens.cli.sweep import numbers
     from persona_lens.extraction import load_run
     from persona_lens.geometry import SpillOverSettings
@@ -104,8 +105,9 @@ def spill_over(
     vectors = [load_run(r).vectors for r in runs]
     loaded = load(model, device)
     found = run_spill_over(
-        loaded, vectors, judge=judge_of(judge, loaded), layer=layer, strengths=numbers(strengths), out=out, settings=settings
-    )
+        loaded, vectors, traits=[trait_at(r, loaded) for r in runs], judge=judge_of(judge, loaded), layer=layer,
+        strengths=numbers(strengths), out=out, settings=settings,
+    )  # fmt: skip
     emit({**found.record, "folder": str(found.path)}, f"{table(found)}\nFolder: {found.path}", as_json)
 
 

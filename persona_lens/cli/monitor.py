@@ -21,7 +21,7 @@ from persona_lens.cli.options import (
     load,
     printable,
 )
-from persona_lens.cli.steer import vectors_of
+from persona_lens.cli.steer import trait_at, vectors_of
 
 if TYPE_CHECKING:
     from persona_lens.models import ChatModel, Message
@@ -155,7 +155,10 @@ def predict(
     folder = out or Path("runs") / f"predict-{main.trait}-{'examples' if examples else 'prompts'}-seed{seed}"
     loaded = load(model, device)
     reader = judge_of(judge, loaded)
-    run = run_prediction(loaded, main, conditions, layer=layer, others=others, judge=reader, out=folder, settings=settings)
+    run = run_prediction(
+        loaded, main, conditions, trait=trait_at(vectors[0], loaded), layer=layer, others=others, judge=reader, out=folder,
+        settings=settings,
+    )  # fmt: skip
     page = report(run)
     emit({"folder": str(run.path), "page": str(page)}, f"{prediction_verdict(run)}\nReport: {page}", as_json)
 

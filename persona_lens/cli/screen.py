@@ -22,7 +22,7 @@ from persona_lens.cli.options import (
     printable,
     sampler_of,
 )
-from persona_lens.cli.steer import vectors_of
+from persona_lens.cli.steer import trait_at, vectors_of
 
 if TYPE_CHECKING:
     from persona_lens.models import ChatModel
@@ -166,12 +166,11 @@ def _layers(text: str | None) -> "Layers | None":
 
 def _judges(judge: str | None, vectors: Sequence[Path], model: "ChatModel") -> "list[Rival]":
     from persona_lens.screening import judge_rival
-    from persona_lens.traits import load_trait
 
     if judge is None:
         return []
     reader = judge_of(judge, model)
-    return [judge_rival(reader, load_trait(vectors_of(p).trait, model.trait_set)) for p in vectors]
+    return [judge_rival(reader, trait_at(p, model)) for p in vectors]
 
 
 def _classifiers(vectors: Sequence[Path]) -> "list[Rival]":

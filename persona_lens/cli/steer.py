@@ -8,6 +8,8 @@ import typer
 from persona_lens.cli.options import Device, Json, Model, Seed, emit, load, printable
 
 if TYPE_CHECKING:
+    from persona_lens.models import ChatModel
+    from persona_lens.traits import Trait
     from persona_lens.vectors import PersonaVectors
 
 Vectors = Annotated[Path, typer.Argument(help="Run folder of an extraction, or a vectors.safetensors file.")]
@@ -75,3 +77,12 @@ def vectors_of(path: Path, pooling: str | None = None) -> "PersonaVectors":
     if pooling not in (None, vectors.pooling):
         raise UnknownNameError(f"pooling in {path}", pooling, [vectors.pooling])
     return vectors
+
+
+def trait_at(path: Path, model: "ChatModel") -> "Trait":
+    """The trait of vectors: the one that the run folder holds, else the shipped one of their name."""
+    from persona_lens.extraction import trait_of
+    from persona_lens.traits import read_trait
+
+    own = path / "trait.json"
+    return read_trait(own) if own.is_file() else trait_of(vectors_of(path), model.trait_set)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from persona_lens.cli.options import Device, Json, JudgeName, Model, Out, Seed, emit, judge_of, load
-from persona_lens.cli.steer import Pooling, Vectors, vectors_of
+from persona_lens.cli.steer import Pooling, Vectors, trait_at, vectors_of
 
 if TYPE_CHECKING:
     from persona_lens.evaluation import CapabilityTest
@@ -65,6 +65,7 @@ def sweep(
     found = run_sweep(
         loaded,
         steering,
+        trait=trait_at(vectors, loaded),
         judge=judge_of(judge, loaded),
         layers=chosen,
         strengths=doses,

@@ -6,5 +6,6 @@ Used wherever a model behind an endpoint is asked: judging, sampling answers, wr
 from persona_lens.endpoints.asking import ask
 from persona_lens.endpoints.cache import usage
 from persona_lens.endpoints.request import Endpoint, Failed, Request, UnreadableReply, Usage, endpoint_named
+from persona_lens.endpoints.wire import key_of
 
-__all__ = ["Endpoint", "Failed", "Request", "UnreadableReply", "Usage", "ask", "endpoint_named", "usage"]
+__all__ = ["Endpoint", "Failed", "Request", "UnreadableReply", "Usage", "ask", "endpoint_named", "key_of", "usage"]

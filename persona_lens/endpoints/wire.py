@@ -118,6 +118,11 @@ def _asked_pause(header: str | None) -> float:
 
 
 def key_of(endpoint: Endpoint) -> str | None:
+    """The key of an endpoint, from the environment variable that it names; None for a server on this machine that needs none.
+
+    Raises:
+        EndpointError: no key for a server elsewhere, or one with characters that no key has.
+    """
     key = os.environ.get(endpoint.key_variable, "").strip() or None
     if key is None and not endpoint.on_this_machine:
         raise EndpointError(f"{endpoint} needs a key: set the environment variable {endpoint.key_variable}")

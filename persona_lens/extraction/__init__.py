@@ -15,7 +15,7 @@ from persona_lens.extraction.estimators import (
 )
 from persona_lens.extraction.filtering import Counts, Thresholds, keep_independent, keep_pairwise
 from persona_lens.extraction.pipeline import ExtractionSettings, extract
-from persona_lens.extraction.run import ExtractionRun, load_run
+from persona_lens.extraction.run import ExtractionRun, load_run, trait_of
 
 __all__ = [
     "ESTIMATORS",
@@ -37,4 +37,5 @@ __all__ = [
     "load_run",
     "logistic",
     "mean_difference",
+    "trait_of",
 ]

@@ -84,7 +84,10 @@ MEAN_DIFFERENCE: Final = Estimator("mean_difference", mean_difference)
 PAPER: Final = Estimator("paper", mean_difference, units="rollout", keep="pairwise")
 """The authors' code: pooled over answers, pairwise filter."""
 LOGISTIC: Final = Estimator("logistic", logistic, units="cell")
+"""The normal of a logistic regression on means per instruction and question."""
 LDA: Final = Estimator("lda", lda, units="cell")
+"""Linear discriminant analysis on means per instruction and question."""
 FIRST_COMPONENT: Final = Estimator("first_component", first_component)
+"""The first principal component of the questions' differences."""
 ESTIMATORS: Final = (MEAN_DIFFERENCE, PAPER, LOGISTIC, LDA, FIRST_COMPONENT)
 """All that are built in, for `ExtractionRun.vectors_for`."""

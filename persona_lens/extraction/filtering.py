@@ -112,10 +112,12 @@ def require_enough(trait: str, questions: Sequence[int], counts: Sequence[Counts
         f"{': ' if c.reasons else ''}{told_reasons(c.reasons)})"
         for c in counts
     )
+    silent = 2 * sum(c.unscored for c in counts) > sum(c.total for c in counts)
+    advice = "check the judge, and that it is meant for this trait" if silent else "check that the model follows the instructions"
     more = "; raise max_new_tokens, thoughts use it up" if any(c.unfinished for c in counts) else ""
     raise FilterError(
         f"{trait}: {len(questions)} questions survive the filter on both sides, at least {MINIMUM_QUESTIONS} are needed. {sides}. "
-        f"Rollouts and scores are kept; check that the model follows the instructions, or lower the thresholds{more}"
+        f"Rollouts and scores are kept; {advice}, or lower the thresholds{more}"
     )
 
 

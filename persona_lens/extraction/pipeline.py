@@ -22,13 +22,13 @@ from persona_lens.activations import DEFAULT_BATCH_TOKENS, POOLINGS, CellMeans, 
 from persona_lens.errors import PersonaLensError, RunFolderError
 from persona_lens.extraction.estimators import MEAN_DIFFERENCE
 from persona_lens.extraction.filtering import Counts, Thresholds, keep_independent, keep_pairwise, require_enough
-from persona_lens.extraction.run import ExtractionRun, read_rollouts, read_scores, vectors_from_means
+from persona_lens.extraction.run import ExtractionRun, read_rollouts, read_scores, trait_hash, vectors_from_means
 from persona_lens.judges import Judge, Judged, Score, default_judge, judged
 from persona_lens.models import ChatModel, Sampling
 from persona_lens.progress import Progress, progress_bars
 from persona_lens.prompts import POLARITIES, extraction_prompts
 from persona_lens.sampling import DEFAULT_BATCH_ROWS, Rollout, Row, Sampler, rows_of, sample, sampled
-from persona_lens.store import RunFolder, digest, read_jsonl, write_atomically, write_json
+from persona_lens.store import RunFolder, read_jsonl, write_atomically, write_json
 from persona_lens.traits import Trait, load_trait
 
 CHUNK_ROWS: Final = 256
@@ -108,6 +108,7 @@ def extract(
     judge = judge or default_judge(model.trait_set)
     settings = settings or ExtractionSettings()
     path = Path(out) if out else Path("runs") / f"extract-{Path(model.name).name}-{trait.name}-seed{settings.seed}"
+    judged(judge, trait, [])  # what it cannot judge at all is said before anything is sampled
     folder = RunFolder.open(path, command="extract", arguments=_arguments(trait, judge, sampler, settings), model=model.identity)
     if progress is not None:
         return _Extraction(model, trait, judge, sampler, settings, folder, progress).run()
@@ -116,10 +117,9 @@ def extract(
 
 
 def _arguments(trait: Trait, judge: Judge, sampler: Sampler | None, settings: ExtractionSettings) -> dict[str, Any]:
-    content = json.dumps(trait.model_dump(by_alias=True), sort_keys=True)
     chosen = {key: value for key, value in asdict(settings).items() if key not in ("batch_rows", "batch_tokens")}
     source = {"sampler": sampler.name} if sampler else {}
-    return {"trait": trait.name, "trait_hash": digest(content), "judge": judge.name, **source, **chosen}
+    return {"trait": trait.name, "trait_hash": trait_hash(trait), "judge": judge.name, **source, **chosen}
 
 
 def _digest_of(wanted: Sequence[int], kept: dict[str, list[bool]], rollouts: Sequence[Rollout]) -> str:

@@ -1,5 +1,6 @@
 """A finished (or reopened) extraction: its folder, its counts, and vectors by any pooling and estimator from the stored means."""
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,12 +15,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from persona_lens.activations import POOLINGS
-from persona_lens.errors import RunFolderError, UnknownNameError
+from persona_lens.errors import PersonaLensError, RunFolderError, UnknownNameError
 from persona_lens.extraction.estimators import MEAN_DIFFERENCE, Estimator
 from persona_lens.judges import Score
 from persona_lens.reliability import MINIMUM_QUESTIONS, assess, reestimated_reliability
 from persona_lens.sampling import Rollout
-from persona_lens.store import read_json, read_jsonl, read_manifest, require_finished
+from persona_lens.store import digest, read_json, read_jsonl, read_manifest, require_finished
+from persona_lens.traits import Trait, list_traits, load_trait
 from persona_lens.vectors import PersonaVectors
 
 Record = TypeVar("Record")
@@ -159,6 +161,26 @@ def load_run(path: str | Path) -> ExtractionRun:
     run = ExtractionRun(Path(path))
     require_finished(run.path, "extract", "vectors.safetensors")
     return run
+
+
+def trait_hash(trait: Trait) -> str:
+    """A hash of everything a trait consists of."""
+    return digest(json.dumps(trait.model_dump(by_alias=True), sort_keys=True))
+
+
+def trait_of(vectors: PersonaVectors, trait_set: str) -> Trait:
+    """The shipped trait that vectors are named after.
+
+    Raises:
+        PersonaLensError: there is none of that name, or the vectors were extracted from another trait of that name.
+    """
+    give = "give the trait itself (trait= or traits=; on the command line, the run folder of the extraction, which holds it)"
+    if vectors.trait not in list_traits(trait_set):
+        raise PersonaLensError(f"{vectors.trait!r} is no trait that ships with {trait_set} models: {give}")
+    trait = load_trait(vectors.trait, trait_set)
+    if vectors.provenance.get("arguments", {}).get("trait_hash", trait_hash(trait)) != trait_hash(trait):
+        raise PersonaLensError(f"the {vectors.trait} vector was extracted from another trait than the shipped one: {give}")
+    return trait
 
 
 def question_means(

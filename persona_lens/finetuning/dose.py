@@ -19,6 +19,7 @@ from torch import Tensor
 
 from persona_lens.activations import Span, dialogue_span, pool
 from persona_lens.errors import FinetuningError
+from persona_lens.extraction import trait_of
 from persona_lens.finetuning.data import Data, encode, read_data
 from persona_lens.finetuning.shift import RESPONSE, answer_spans, applied
 from persona_lens.finetuning.training import FinetuneSettings, default_settings, describe, finetune, require_one_process
@@ -29,7 +30,7 @@ from persona_lens.records import decoded, encoded
 from persona_lens.sampling import sample
 from persona_lens.steering import add
 from persona_lens.store import RunFolder, digest, read_jsonl
-from persona_lens.traits import Trait, load_trait
+from persona_lens.traits import Trait
 from persona_lens.transcripts import Transcript
 from persona_lens.vectors import PersonaVectors
 
@@ -210,7 +211,7 @@ def balanced_strengths(
     """
     require_one_process("balanced_strengths")
     settings, sampling = settings or default_settings(model), sampling or Sampling(max_new_tokens=300)
-    traits = list(traits) if traits is not None else [load_trait(v.trait, model.trait_set) for v in vectors]
+    traits = list(traits) if traits is not None else [trait_of(v, model.trait_set) for v in vectors]
     if rounds < 1 or not vectors or not 0 <= layer < model.n_layers:
         raise FinetuningError(
             f"strengths are balanced in 1 or more rounds, for one or more vectors, at a layer from 0 to {model.n_layers - 1}; "

@@ -16,6 +16,7 @@ from jaxtyping import Float
 
 from persona_lens.errors import FinetuningError
 from persona_lens.evaluation import ScoreSettings, trait_answers
+from persona_lens.extraction import trait_of
 from persona_lens.finetuning.data import Data, encode, read_data
 from persona_lens.finetuning.defences import Doses, Place, prevent
 from persona_lens.finetuning.fit import answer_loss
@@ -26,7 +27,7 @@ from persona_lens.progress import Progress, progress_bars, silent
 from persona_lens.records import decoded, encoded
 from persona_lens.reliability import mean_interval
 from persona_lens.store import RunFolder, digest, read_json, require_finished, write_json
-from persona_lens.traits import Trait, load_trait
+from persona_lens.traits import Trait
 
 RESULT: Final = "pilot.json"
 
@@ -171,7 +172,7 @@ def pilot(
     assert settings.finetuning
     if not doses or not tried or len(set(tried)) < len(tried) or min(tried) <= 0:
         raise FinetuningError(f"a pilot needs vectors and different positive doses, not {list(tried)}")
-    trait = trait or load_trait(doses[0][0].trait, model.trait_set)
+    trait = trait or trait_of(doses[0][0], model.trait_set)
     found = read_data(data)
     examples = encode(model, found, max_tokens=settings.finetuning.max_tokens).examples
     order = np.random.default_rng(settings.finetuning.seed).permutation(len(examples)).tolist()

@@ -21,6 +21,7 @@ from torch import Tensor
 from persona_lens.activations import POOLINGS, Span, pool, rollout_span
 from persona_lens.errors import FinetuningError
 from persona_lens.evaluation import ScoreSettings, TraitScore, trait_answers, trait_scores
+from persona_lens.extraction import trait_of
 from persona_lens.extraction.run import read_tensors
 from persona_lens.finetuning.adapters import adapted
 from persona_lens.finetuning.training import require_one_process
@@ -32,7 +33,7 @@ from persona_lens.records import decoded, encoded
 from persona_lens.reliability import mean_interval
 from persona_lens.sampling import Rollout
 from persona_lens.store import RunFolder, digest, read_json, require_finished, write_atomically, write_json
-from persona_lens.traits import Trait, load_trait
+from persona_lens.traits import Trait
 from persona_lens.vectors import PersonaVectors
 
 Reading = Literal["prompt_last", "base_answers", "own_answers"]
@@ -200,7 +201,7 @@ def shift(
     """
     require_one_process("shift")
     settings = settings or ShiftSettings()
-    traits = list(traits) if traits is not None else [load_trait(v.trait, model.trait_set) for v in vectors]
+    traits = list(traits) if traits is not None else [trait_of(v, model.trait_set) for v in vectors]
     judge = judge or (default_judge(model.trait_set) if model.trait_set == "pocket" else None)
     _check(model, finetuned, vectors, traits)
     place = Path(out) if out else Path("runs") / f"shift-{Path(model.name).name}"

@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Float
 
 from persona_lens.errors import GeometryError
+from persona_lens.extraction import trait_of
 from persona_lens.extraction.run import read_rollouts
 from persona_lens.geometry.permutation import Mantel, mantel
 from persona_lens.judges import Judge, Judged, default_judge, judged
@@ -27,7 +28,7 @@ from persona_lens.reliability import mean_interval
 from persona_lens.sampling import DEFAULT_BATCH_ROWS, Rollout, Row, sample
 from persona_lens.steering import Intervention, Where, add, row_plan
 from persona_lens.store import RunFolder, digest, read_json, read_jsonl, require_finished, write_json
-from persona_lens.traits import Trait, load_trait
+from persona_lens.traits import Trait
 from persona_lens.vectors import PersonaVectors
 
 CHUNK_ROWS: Final = 512
@@ -164,7 +165,7 @@ def spill_over(
         PersonaLensError: no judge, no such trait (`UnknownNameError`), or a folder of another run (`RunFolderError`).
     """
     settings = settings or SpillOverSettings()
-    traits = list(traits) if traits is not None else [load_trait(v.trait, model.trait_set) for v in vectors]
+    traits = list(traits) if traits is not None else [trait_of(v, model.trait_set) for v in vectors]
     judge = judge or default_judge(model.trait_set)
     names = [v.trait for v in vectors]
     if len(names) < 2 or len(set(names)) < len(names) or [t.name for t in traits] != names:

@@ -7,7 +7,7 @@ from pathlib import Path
 from string import digits
 from typing import Any, Final, Literal
 
-from persona_lens.endpoints import Endpoint, Failed, Request, UnreadableReply, Usage, ask
+from persona_lens.endpoints import Endpoint, Failed, Request, UnreadableReply, Usage, ask, key_of
 from persona_lens.errors import EndpointError, PersonaLensError
 from persona_lens.judges.judge import Adherence, Judged, Score
 from persona_lens.judges.reply import NUMBER, Reading, Tokens, along_sample, is_number, weighted, written
@@ -58,6 +58,8 @@ class EndpointJudge:
         return replace(self, first_seed=self.first_seed + number * self.repeats)
 
     def __call__(self, trait: Trait, answers: Sequence[Judged], /) -> list[Score]:
+        if not answers:
+            key_of(self.endpoint)  # so that a missing key is told before anything is sampled
         messages = [trait_message(trait, a) for a in answers]
         if not self.coherence:
             return [score(t, Reading(None, NOT_JUDGED)) for t in self._readings(messages)]

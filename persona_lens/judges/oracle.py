@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from persona_lens.errors import UnknownNameError
+from persona_lens.errors import PersonaLensError, UnknownNameError
 from persona_lens.judges.judge import Adherence, Judge, Judged, RoleJudge, Score
 from persona_lens.pocket.lexicon import TRAITS
 from persona_lens.pocket.oracle import outside_share, read
@@ -20,7 +20,11 @@ class _Oracle:
 
     def __call__(self, trait: Trait, answers: Sequence[Judged], /) -> list[Score]:
         if trait.name not in TRAITS:
-            raise UnknownNameError("trait of the pocket world", trait.name, TRAITS)
+            unknown = UnknownNameError("trait of the pocket world", trait.name, TRAITS)
+            raise PersonaLensError(
+                f"{unknown}. The oracle knows the world's own traits only, by their names. For another one give another judge: "
+                "--judge openai:MODEL@URL, or in Python judge=judges.scripted(...)"
+            )
         return [_score(trait.name, answer) for answer in answers]
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from persona_lens.activations import POOLINGS, Span, pool
 from persona_lens.errors import MonitoringError
-from persona_lens.extraction import ExtractionRun
+from persona_lens.extraction import ExtractionRun, trait_of
 from persona_lens.extraction.run import read_rollouts, read_scores, read_tensors
 from persona_lens.judges import Judge, Judged, default_judge, judged
 from persona_lens.models import ChatModel, Sampling
@@ -41,7 +41,7 @@ from persona_lens.records import decoded, encoded
 from persona_lens.reliability import MINIMUM_QUESTIONS
 from persona_lens.sampling import DEFAULT_BATCH_ROWS, Row, sample
 from persona_lens.store import RunFolder, digest, read_json, require_finished, write_atomically, write_json
-from persona_lens.traits import Trait, load_trait, read_trait
+from persona_lens.traits import Trait, read_trait
 from persona_lens.vectors import PersonaVectors
 
 CHUNK_ROWS: Final = 512
@@ -216,7 +216,7 @@ def predict(
             )
     if twice := [v.trait for i, v in enumerate(others) if v.trait in [o.trait for o in others[:i]]]:
         raise MonitoringError(f"two of the other vectors are of {twice[0]!r}: give one")
-    trait = trait or load_trait(vectors.trait, model.trait_set)
+    trait = trait or trait_of(vectors, model.trait_set)
     conditions = graded_conditions(trait) if conditions is None else list(conditions)
     settings, judge = settings or PredictionSettings(), judge or default_judge(model.trait_set)
     if layer is not None:

@@ -125,7 +125,7 @@ class Intervention:
             raise SteeringError(f"where={self.where!r} is unknown: use {', '.join(WHERES)} or a mask [batch, position]")
         for value, what in _numbers(self.act):
             if math.isnan(value):
-                raise SteeringError(f"{self.name}: the {what} is {value}: give a number")
+                raise SteeringError(f"{self.name}: the {what} is not a number ({value})")
         if not bool(self.direction.isfinite().all()):
             raise SteeringError(f"{self.name}: the direction at {hook_name(self.layer)} is not finite")
         if float(self.direction.norm()) == 0.0:
@@ -158,7 +158,7 @@ class Intervention:
             add optimism at blocks.5.hook_resid_post (strength 1.5), response, where optimism > 20
         """
         if math.isnan(above):
-            raise SteeringError(f"{self.name}: the gate's threshold is {above}: give a number")
+            raise SteeringError(f"{self.name}: the gate's threshold is not a number ({above})")
         return replace(self, gate=Gate(vectors.unit(self.layer), above, f"{vectors.trait} > {above:g}"))
 
     def __str__(self) -> str:

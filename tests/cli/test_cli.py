@@ -147,7 +147,7 @@ def test_report_is_written_again(small_run: ExtractionRun) -> None:
         (["extract", "evli"], "did you mean evil"),
         (["extract", "evil", "--model", "nobody/none"], "nobody/none"),
         (["extract", "missing.json"], "missing.json: no such file"),
-        (["report", "nowhere"], "no such file"),
+        (["report", "nowhere"], "no such folder"),
         (["traits", "show", "evil", "--set", "pockets"], "did you mean pocket"),
         (["pocket", "evaluate", "--split", "train"], "unknown split"),
         (["extract", "evil", "--judge", "gpt"], "unknown judge"),

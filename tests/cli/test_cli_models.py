@@ -1,6 +1,7 @@
 """Options before the verb reach the loader; `model` tells what the checks found; judges are named alike by all verbs."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,12 +9,16 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+import persona_lens as pl
 from persona_lens.cli import app
 from persona_lens.cli.options import LOADING, REPLIES, Loading, judge_for, judge_of
+from persona_lens.cli.steer import trait_at
 from persona_lens.errors import ModelLoadError, PersonaLensError, UnknownNameError
-from persona_lens.extraction import ExtractionRun
+from persona_lens.extraction import ExtractionRun, trait_of
+from persona_lens.judges import judge_named
 from persona_lens.models import ChatModel
 from persona_lens.sampling import for_llama_cpp, sampler_named
+from persona_lens.vectors import PersonaVectors
 
 
 def invoke(*arguments: str) -> Any:
@@ -136,6 +141,53 @@ def test_a_folder_that_is_nothing_is_told_from_one_that_is_missing(verb: list[st
         (tmp_path / "file").touch()
         assert "is a file, not a folder" in str(invoke(*verb, str(tmp_path / "file")).exception)
     assert "neither a model (no config.json) nor an adapter" in str(invoke("model", str(tmp_path / "empty")).exception)
+
+
+def own(run: ExtractionRun, folder: Path, name: str) -> Path:
+    """A copy of a run of a trait of one's own."""
+    shutil.copytree(run.path, folder)
+    trait = json.loads((folder / "trait.json").read_text())
+    trait["name"], trait["description"] = name, "Another description."
+    (folder / "trait.json").write_text(json.dumps(trait))
+    replace(run.vectors, trait=name, provenance={**run.vectors.provenance, "arguments": {"trait_hash": "other"}}).save(
+        folder / "vectors.safetensors"
+    )
+    return folder
+
+
+@pytest.mark.parametrize("name", ["jollity", "optimism"])
+def test_a_trait_of_ones_own_is_judged_and_prompted_as_its_run_says(
+    name: str, small_run: ExtractionRun, pocket: ChatModel, tmp_path: Path
+) -> None:
+    """Also where a shipped one has its name: else the shipped prompts would stand beside its vectors."""
+    folder = own(small_run, tmp_path / "own", name)
+    assert trait_at(folder, pocket).description == "Another description."
+    v = PersonaVectors.load(folder / "vectors.safetensors")
+    with pytest.raises(PersonaLensError, match="no trait that ships|extracted from another trait"):
+        trait_at(folder / "vectors.safetensors", pocket)
+    with pytest.raises(PersonaLensError, match="give the trait itself"):
+        pl.sweep(pocket, v, out=tmp_path / "sweep")
+    assert not (tmp_path / "sweep").exists()
+    assert trait_of(small_run.vectors, "pocket").name == "optimism"
+
+
+def test_what_a_judge_cannot_judge_is_said_before_anything_is_sampled(
+    pocket: ChatModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.setattr("persona_lens.extraction.pipeline.sample", lambda *a, **k: pytest.fail("sampled"))
+    trait = pl.load_trait("optimism", "pocket").model_copy(update={"name": "jollity"})
+    with pytest.raises(PersonaLensError, match=r"'jollity': known: .* give another judge"):
+        pl.extract(pocket, trait, out=tmp_path / "a")
+    with pytest.raises(PersonaLensError, match="needs a key: set the environment variable OPENAI_API_KEY"):
+        pl.extract(pocket, "optimism", judge=judge_named("openai:m@https://nowhere.invalid/v1", "pocket"), out=tmp_path / "a")
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_folder_of_runs_names_them(small_run: ExtractionRun, tmp_path: Path) -> None:
+    own(small_run, tmp_path / "runs" / "jollity", "jollity")
+    done = invoke("steer", str(tmp_path / "runs"), "Hello")
+    assert "holds the runs jollity: give one of them" in str(done.exception)
 
 
 @pytest.mark.parametrize("name", ["vllm", "vllm:", "ollama:m@http://localhost:1/v1"])
