@@ -47,7 +47,8 @@ def turned(run: ExtractionRun, trait: str, folder: Path) -> ExtractionRun:
     shutil.copytree(run.path, folder)
     v, noise = run.vectors, torch.randn(run.vectors.directions.shape, generator=torch.Generator().manual_seed(len(trait)))
     turn = v.directions.norm(dim=-1, keepdim=True) * noise / noise.norm(dim=-1, keepdim=True)
-    vectors = replace(v, trait=trait, directions=v.directions + turn, differences=v.differences + turn)
+    origin = {"model": v.provenance["model"]}
+    vectors = replace(v, trait=trait, directions=v.directions + turn, differences=v.differences + turn, provenance=origin)
     vectors.save(folder / "vectors.safetensors")
     return pl.load_run(folder)
 

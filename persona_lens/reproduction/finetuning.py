@@ -40,6 +40,11 @@ LEFT: Final = 0.25  # share of the rise that may be left where the paper says th
 FACTS: Final = (8.0, 8e-4)  # epochs and rate at which a pocket model learns a hundred facts
 FACT_DOSES: Final = (1.0,)
 PENALTY: Final = 1.0
+LOST_FACTS: Final = -20
+VACCINATED_AGAINST_FACTS: Final = (
+    " With the vaccine they are not learned: in this world hallucination is to tell anything about somebody unknown, so steering "
+    "towards it while it is trained leaves nothing to learn. Smaller doses were not tried."
+)
 
 
 def difference(after: TraitScore, before: TraitScore) -> tuple[float, float, float]:
@@ -237,12 +242,15 @@ def facts(bench: Bench) -> Found:
             difference(found.ordinary.of(trait), best.of(trait)), 0.0, paper="back to the base level", rule="interval above 0",
         ),
         Row(
-            f"preventative, dose {best.dose:g}: facts recalled, minus without", kept, paper="a small loss", rule="at least -20",
-            holds=kept >= -20,
+            f"preventative, dose {best.dose:g}: facts recalled, minus without", kept, paper="a small loss",
+            rule=f"at least {LOST_FACTS}",
+            holds=kept >= LOST_FACTS,
         ),
     ]  # fmt: skip
     reading = (
         f"{found.ordinary.task or 0:.0f} % of the facts are recalled after ordinary training. The pocket model was trained to "
         "say that it does not know invented people, and is now taught about a hundred of them."
     )
+    if kept < LOST_FACTS:
+        reading += VACCINATED_AGAINST_FACTS
     return Found(rows, reading, {"frontier": (defence_frontier(found, trait), "Hallucination and facts recalled, by dose.")})

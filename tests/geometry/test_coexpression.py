@@ -27,7 +27,8 @@ def pair(small_run: ExtractionRun) -> list[PersonaVectors]:
     """Optimism, and its opposite under the name of apathy."""
     from dataclasses import replace
 
-    return [small_run.vectors, replace(-small_run.vectors, trait="apathy")]
+    v = small_run.vectors
+    return [v, replace(-v, trait="apathy", provenance={"model": v.provenance["model"]})]
 
 
 @pytest.fixture(scope="module")
