@@ -3,6 +3,7 @@
 import copy
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from persona_lens.models import (
     uniforms,
 )
 from persona_lens.models.template import Template, checked_template
+from persona_lens.monitoring import neutral_conversations
 from persona_lens.prompts import Prompt
 from persona_lens.sampling import Rollout, Script, converse, sample
 from persona_lens.steering import add, steer
@@ -277,6 +279,13 @@ def test_thoughts_stay_out_of_a_conversation_and_can_use_it_up(thinker: ChatMode
     monkeypatch.setattr(generation, "choose", scripted(said))
     [found] = converse(thinker, [script], Sampling(max_new_tokens=3))
     assert (found.messages, found.end) == ((), "thinking")
+
+
+def test_a_calibration_that_the_model_leads_itself_is_refused_to_one_that_thinks(thinker: ChatModel, tmp_path: Path) -> None:
+    """Its thoughts would use up the answers' tokens, and nothing would be left to calibrate with."""
+    with pytest.raises(PersonaLensError, match="a calibration that the model leads itself does not tell thoughts from answers"):
+        neutral_conversations(thinker, [Script("s", ("Hello",))], tmp_path / "neutral")
+    assert not (tmp_path / "neutral").exists()
 
 
 def test_screening_does_not_know_thoughts_and_says_so(thinker: ChatModel) -> None:
