@@ -78,7 +78,7 @@ FULL: Final = Scale(
 QUICK: Final = Scale(
     "quick", traits=PAPER_TRAITS, samples=1, neutral=40, longest=80, steered=("evil",), layers=(3, 5), strengths=(1.0, 2.0),
     sweep_samples=1, report_samples=2, random_directions=3, monitored=1, examples=False,
-    families=(*PAPER_TRAITS, "bare-mistakes"), levels=("normal", "II"), rows=160, scored=1, prevented=(3.0,), against=(1.0,),
+    families=(*PAPER_TRAITS, "bare-mistakes"), levels=("normal", "II"), rows=64, scored=1, prevented=(3.0,), against=(1.0,),
     capability=20, rivals=False, facts=False, pooling=False,
 )  # fmt: skip
 
